@@ -1,0 +1,31 @@
+// The kernels for AVX-512 (F, BW, DQ, VL).
+#include <immintrin.h>
+
+#include <cfloat>
+
+#include "screen.h"
+
+namespace vqkern {
+namespace {
+
+using Vec = __m512;
+constexpr int kLanes = 16;
+constexpr int kRows = 12;  // 24 accumulators, 2 codes and a broadcast in 32 registers
+
+inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+inline Vec broadcast(const float* p) { return _mm512_set1_ps(*p); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+inline float reduce_min(Vec a) { return _mm512_reduce_min_ps(a); }
+inline bool any_less_equal(Vec a, float bound) {
+    return _mm512_cmp_ps_mask(a, _mm512_set1_ps(bound), _CMP_LE_OQ) != 0;
+}
+
+#include "screen.inc"
+
+}  // namespace
+
+const ScreenKernels kScreenAvx512 = {"AVX-512", kRows, kGroup, screen, score_group};
+
+}  // namespace vqkern

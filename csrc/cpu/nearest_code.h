@@ -1,0 +1,26 @@
+// Exact nearest codes of float32 rows: a certified float32 screen, then exact rescoring.
+#pragma once
+
+#include <cstdint>
+
+#include "screen.h"
+
+namespace vqkern {
+
+// What a search did, for those who want to see the certificate.
+struct SearchCounts {
+    int64_t certified;   // rows decided by the screen and exact rescoring
+    int64_t candidates;  // codes rescored exactly for those rows
+    int64_t scanned;     // rows served by a scan of all codes
+    int64_t invalid;     // rows with a NaN or an infinity: index -1, distance +inf
+};
+
+// z [n][dim], codes [k][dim], both row-major; writes index [n] and distance [n].
+SearchCounts nearest_code(const float* z, const float* codes, int64_t n, int64_t k, int64_t dim,
+                          int64_t* index, float* distance, int threads,
+                          const ScreenKernels& kernels);
+
+// The screen kernels called `name`, or the best of this CPU for ""; nullptr if it cannot run them.
+const ScreenKernels* find_kernels(const char* name);
+
+}  // namespace vqkern

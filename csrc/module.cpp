@@ -1,0 +1,63 @@
+// The Python binding: raw pointers, shapes and thread counts in, nothing that knows a framework.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "cpu/code_sums.h"
+#include "cpu/nearest_code.h"
+
+namespace py = pybind11;
+
+namespace {
+
+template <typename T>
+T* pointer(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+py::dict nearest_code(uintptr_t z, uintptr_t codes, int64_t n, int64_t k, int64_t dim,
+                      uintptr_t index, uintptr_t distance, int threads, const std::string& kernel) {
+    const vqkern::ScreenKernels* kernels = vqkern::find_kernels(kernel.c_str());
+    if (kernels == nullptr) throw std::invalid_argument("this CPU cannot run kernel " + kernel);
+    vqkern::SearchCounts counts;
+    {
+        py::gil_scoped_release release;
+        counts = vqkern::nearest_code(pointer<const float>(z), pointer<const float>(codes), n, k,
+                                      dim, pointer<int64_t>(index), pointer<float>(distance),
+                                      threads, *kernels);
+    }
+    py::dict result;
+    result["certified"] = counts.certified;
+    result["candidates"] = counts.candidates;
+    result["scanned"] = counts.scanned;
+    result["invalid"] = counts.invalid;
+    return result;
+}
+
+void code_sums(uintptr_t z, uintptr_t index, int64_t n, int64_t k, int64_t dim, uintptr_t count,
+               uintptr_t total, int threads) {
+    py::gil_scoped_release release;
+    vqkern::code_sums(pointer<const float>(z), pointer<const int64_t>(index), n, k, dim,
+                      pointer<int64_t>(count), pointer<float>(total), threads);
+}
+
+py::list cpu_kernels() {
+    py::list names;
+    for (const char* name : {"AVX-512", "AVX2", "portable"}) {
+        if (vqkern::find_kernels(name) != nullptr) names.append(name);
+    }
+    return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module) {
+    module.doc() = "vqkern's CPU kernels on raw pointers; use the functions of vqkern instead.";
+    module.def("nearest_code", &nearest_code, py::arg("z"), py::arg("codes"), py::arg("n"),
+               py::arg("k"), py::arg("dim"), py::arg("index"), py::arg("distance"),
+               py::arg("threads"), py::arg("kernel") = "");
+    module.def("code_sums", &code_sums, py::arg("z"), py::arg("index"), py::arg("n"), py::arg("k"),
+               py::arg("dim"), py::arg("count"), py::arg("total"), py::arg("threads"));
+    module.def("cpu_kernels", &cpu_kernels, "Kernels this CPU can run, fastest first.");
+}

@@ -1,0 +1,135 @@
+"""The one place that knows which backends exist, whether they can run here, and which one a call
+gets.
+
+``torch`` is the reference and runs everywhere; ``cpp`` is the native CPU module; ``triton`` and
+``cuda`` run on NVIDIA GPUs. ``auto`` takes the fastest one that is installed and supports the call.
+A backend asked for by name runs or raises: nothing falls back silently.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+# Fastest first: `auto` takes the first that is available and supports the call.
+BACKENDS = ("cuda", "triton", "cpp", "torch")
+
+# What an op says about one backend: None if it supports the call, else the reason it does not.
+Support = Callable[[], str | None]
+
+
+class BackendUnavailable(ValueError):
+    """A backend asked for by name cannot run this call; the message says why and what helps."""
+
+
+class Status(NamedTuple):
+    """Whether a backend can run in this process, and if not, why."""
+
+    available: bool
+    reason: str
+
+
+@functools.cache
+def native() -> ModuleType | ImportError:
+    """The compiled CPU module, or the error that importing it raised."""
+    if importlib.util.find_spec("vqkern._native") is None:
+        return ImportError(
+            "the native module was not built (reinstall with a C++ compiler and without "
+            "VQKERN_BUILD=none)"
+        )
+    try:
+        return importlib.import_module("vqkern._native")
+    except (
+        Exception
+    ) as error:  # a broken binary may fail in any way; `import vqkern` must survive it
+        return ImportError(f"the native module is broken ({type(error).__name__}: {error})")
+
+
+def triton_interprets() -> bool:
+    """True if Triton is loaded and was told to interpret kernels on the CPU, which tests do."""
+    triton = sys.modules.get("triton")
+    return triton is not None and bool(triton.knobs.runtime.interpret)
+
+
+def status(device: torch.device | str = "cpu") -> dict[str, Status]:
+    """Which backends can run on tensors of `device`, and the reason for each that cannot."""
+    device = torch.device(device)
+    result = {}
+    result["cuda"] = Status(False, "no CUDA C++ kernel is part of this version")
+    result["triton"] = _triton_status(device)
+    module = native()
+    if isinstance(module, ImportError):
+        result["cpp"] = Status(False, str(module))
+    elif device.type != "cpu":
+        result["cpp"] = Status(False, f"it runs on CPU tensors, these are on {device}")
+    else:
+        result["cpp"] = Status(True, ", ".join(module.cpu_kernels()))
+    result["torch"] = Status(True, f"torch {torch.__version__}")
+    return result
+
+
+def _triton_status(device: torch.device) -> Status:
+    if importlib.util.find_spec("triton") is None:
+        return Status(False, "triton is not installed (pip install triton)")
+    if device.type == "cuda":
+        return Status(True, "")
+    if triton_interprets():
+        return Status(True, "interpreted on the CPU, for tests")
+    if torch.cuda.is_available():
+        return Status(False, f"it runs on CUDA tensors, these are on {device}")
+    return Status(False, "it needs an NVIDIA GPU and this machine has none that torch can see")
+
+
+def choose(op: str, requested: str, device: torch.device, supports: Mapping[str, Support]) -> str:
+    """The backend that a call of `op` gets.
+
+    Args:
+        op: the public function's name, for messages.
+        requested: ``"auto"`` or one of `BACKENDS`.
+        device: where the tensors are.
+        supports: for each backend that implements `op`, a function that returns None if it supports
+            this call or the reason it does not.
+
+    Raises:
+        BackendUnavailable: `requested` is not a backend, or cannot run this call.
+    """
+    if requested == "auto":
+        states = status(device)
+        for name in BACKENDS:
+            # An interpreter is never what a user wants by default.
+            if name == "triton" and device.type != "cuda":
+                continue
+            if name in supports and states[name].available and supports[name]() is None:
+                return name
+        raise BackendUnavailable(f"{op}: no backend supports this call on {device}")
+    if requested not in BACKENDS:
+        raise BackendUnavailable(
+            f"{op}: backend={requested!r} is not one of 'auto', "
+            + ", ".join(repr(b) for b in reversed(BACKENDS))
+        )
+    if requested not in supports:
+        raise BackendUnavailable(
+            f"{op}: backend={requested!r} does not implement it; "
+            f"it has {', '.join(sorted(supports))} (backend='auto' chooses among them)"
+        )
+    state = status(device)[requested]
+    if not state.available:
+        raise BackendUnavailable(f"{op}: backend={requested!r} cannot run here: {state.reason}")
+    reason = supports[requested]()
+    if reason is not None:
+        raise BackendUnavailable(
+            f"{op}: backend={requested!r} does not support this call: {reason}"
+        )
+    return requested
+
+
+def always() -> None:
+    """Support without conditions."""
+    return None

@@ -1,0 +1,50 @@
+"""Argument checks that the ops share; messages name the argument, what came, what was wanted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def require_float(op: str, name: str, tensor: Tensor) -> None:
+    """`tensor` must be a floating-point torch.Tensor."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise TypeError(
+            f"{op}: {name} must be floating point (float16, bfloat16, float32 or float64), "
+            f"got {tensor.dtype}"
+        )
+
+
+def require_index(op: str, name: str, tensor: Tensor) -> None:
+    """`tensor` must be an integer torch.Tensor."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{op}: {name} must be an integer tensor, got {tensor.dtype}")
+
+
+def require_same_device(op: str, **tensors: Tensor) -> None:
+    """All tensors must be on one device."""
+    (first, reference), *rest = tensors.items()
+    for name, tensor in rest:
+        if tensor.device != reference.device:
+            raise ValueError(
+                f"{op}: {name} is on {tensor.device} but {first} is on {reference.device}; "
+                "both must be on one device"
+            )
+
+
+def require_matrix(op: str, name: str, tensor: Tensor, *, rows: str, columns: str) -> None:
+    """`tensor` must be two-dimensional and have at least one column."""
+    if tensor.dim() != 2 or tensor.shape[1] == 0:
+        raise ValueError(
+            f"{op}: {name} must have shape [{rows}, {columns}] with {columns} >= 1, "
+            f"got {list(tensor.shape)}"
+        )
+
+
+def common_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if any tensor is, else float32: both hold float16 and bfloat16 values exactly."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32

@@ -1,0 +1,3 @@
+from .api import CodeSums, code_sums
+
+__all__ = ["CodeSums", "code_sums"]

@@ -1,0 +1,3 @@
+from .api import mean_bandwidth, squared_mmd
+
+__all__ = ["mean_bandwidth", "squared_mmd"]

@@ -1,0 +1,58 @@
+"""`take_codes`: the codes behind indices; its gradient is a `code_sums`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .checks import require_float, require_index, require_matrix, require_same_device
+from .code_sums.api import code_sums, require_in_range
+
+
+def take_codes(codes: Tensor, index: Tensor) -> Tensor:
+    """codes[index], where index -1 gives a row of NaN and no gradient.
+
+    Args:
+        codes: codebook [K, D], floating point.
+        index: integer [...], in [0, K) or -1.
+
+    Returns:
+        [..., D] in the dtype of `codes`. The gradient to `codes` is the deterministic segment sum
+        of the incoming rows, which costs memory for N * D + K * D and no N x K one-hot.
+
+    Raises:
+        TypeError: `codes` is not floating point or `index` not integer.
+        ValueError: `codes` is not a matrix or the devices differ.
+        IndexError: an index is below -1 or not below K.
+    """
+    require_float("take_codes", "codes", codes)
+    require_matrix("take_codes", "codes", codes, rows="K", columns="D")
+    require_index("take_codes", "index", index)
+    require_same_device("take_codes", codes=codes, index=index)
+    return _take_codes(codes, index.reshape(-1).long()).reshape(*index.shape, codes.shape[1])
+
+
+@torch.library.custom_op("vqkern::take_codes", mutates_args=())
+def _take_codes(codes: Tensor, index: Tensor) -> Tensor:
+    require_in_range("take_codes", index, len(codes))
+    rows = codes[index.clamp_min(0)]
+    return rows.masked_fill_((index < 0)[:, None], torch.nan)
+
+
+@_take_codes.register_fake
+def _(codes: Tensor, index: Tensor) -> Tensor:
+    return codes.new_empty(len(index), codes.shape[1])
+
+
+def _setup_context(ctx, inputs, output):
+    codes, index = inputs
+    ctx.save_for_backward(index)
+    ctx.num_codes, ctx.dtype = len(codes), codes.dtype
+
+
+def _backward(ctx, grad):
+    (index,) = ctx.saved_tensors
+    return code_sums(grad, index, ctx.num_codes).total.to(ctx.dtype), None
+
+
+_take_codes.register_autograd(_backward, setup_context=_setup_context)
