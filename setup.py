@@ -56,7 +56,6 @@ class CMakeBuild(build_ext):
         configure = [
             cmake, str(ROOT), *generator,
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DPYTHON_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={build}",
             *os.environ.get("VQKERN_CMAKE_ARGS", "").split(),

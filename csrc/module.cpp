@@ -5,7 +5,9 @@
 #include <string>
 
 #include "cpu/code_sums.h"
+#include "cpu/cpu.h"
 #include "cpu/nearest_code.h"
+#include "cpu/squared_mmd.h"
 
 namespace py = pybind11;
 
@@ -16,16 +18,21 @@ T* pointer(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
+const vqkern::CpuKernels& require_kernels(const std::string& name) {
+    const vqkern::CpuKernels* kernels = vqkern::find_kernels(name.c_str());
+    if (kernels == nullptr) throw std::invalid_argument("this CPU cannot run kernel " + name);
+    return *kernels;
+}
+
 py::dict nearest_code(uintptr_t z, uintptr_t codes, int64_t n, int64_t k, int64_t dim,
                       uintptr_t index, uintptr_t distance, int threads, const std::string& kernel) {
-    const vqkern::ScreenKernels* kernels = vqkern::find_kernels(kernel.c_str());
-    if (kernels == nullptr) throw std::invalid_argument("this CPU cannot run kernel " + kernel);
+    const vqkern::CpuKernels& kernels = require_kernels(kernel);
     vqkern::SearchCounts counts;
     {
         py::gil_scoped_release release;
         counts = vqkern::nearest_code(pointer<const float>(z), pointer<const float>(codes), n, k,
                                       dim, pointer<int64_t>(index), pointer<float>(distance),
-                                      threads, *kernels);
+                                      threads, *kernels.screen);
     }
     py::dict result;
     result["certified"] = counts.certified;
@@ -40,6 +47,17 @@ void code_sums(uintptr_t z, uintptr_t index, int64_t n, int64_t k, int64_t dim, 
     py::gil_scoped_release release;
     vqkern::code_sums(pointer<const float>(z), pointer<const int64_t>(index), n, k, dim,
                       pointer<int64_t>(count), pointer<float>(total), threads);
+}
+
+double squared_mmd(uintptr_t x, uintptr_t y, int64_t n, int64_t m, int64_t dim,
+                   uintptr_t bandwidths, int num_bandwidths, bool unbiased, uintptr_t x_grad,
+                   uintptr_t y_grad, int threads, const std::string& kernel) {
+    const vqkern::CpuKernels& kernels = require_kernels(kernel);
+    py::gil_scoped_release release;
+    return vqkern::squared_mmd(pointer<const float>(x), pointer<const float>(y), n, m, dim,
+                               pointer<const double>(bandwidths), num_bandwidths, unbiased,
+                               pointer<float>(x_grad), pointer<float>(y_grad), threads,
+                               *kernels.kernel_sums);
 }
 
 py::list cpu_kernels() {
@@ -59,5 +77,10 @@ PYBIND11_MODULE(_native, module) {
                py::arg("threads"), py::arg("kernel") = "");
     module.def("code_sums", &code_sums, py::arg("z"), py::arg("index"), py::arg("n"), py::arg("k"),
                py::arg("dim"), py::arg("count"), py::arg("total"), py::arg("threads"));
+    module.def("squared_mmd", &squared_mmd, py::arg("x"), py::arg("y"), py::arg("n"), py::arg("m"),
+               py::arg("dim"), py::arg("bandwidths"), py::arg("num_bandwidths"),
+               py::arg("unbiased"), py::arg("x_grad"), py::arg("y_grad"), py::arg("threads"),
+               py::arg("kernel") = "");
+    module.attr("most_bandwidths") = vqkern::kMostBandwidths;
     module.def("cpu_kernels", &cpu_kernels, "Kernels this CPU can run, fastest first.");
 }

@@ -60,25 +60,26 @@ def triton_interprets() -> bool:
 
 def status(device: torch.device | str = "cpu") -> dict[str, Status]:
     """Which backends can run on tensors of `device`, and the reason for each that cannot."""
-    device = torch.device(device)
-    result = {}
-    result["cuda"] = Status(False, "no CUDA C++ kernel is part of this version")
-    result["triton"] = _triton_status(device)
-    module = native()
-    if isinstance(module, ImportError):
-        result["cpp"] = Status(False, str(module))
-    elif device.type != "cpu":
-        result["cpp"] = Status(False, f"it runs on CPU tensors, these are on {device}")
-    else:
-        result["cpp"] = Status(True, ", ".join(module.cpu_kernels()))
-    result["torch"] = Status(True, f"torch {torch.__version__}")
-    return result
+    return {name: _status_of(name, torch.device(device).type) for name in BACKENDS}
 
 
-def _triton_status(device: torch.device) -> Status:
+# torch.compile evaluates it once while tracing; what is installed does not change under a graph.
+@torch.compiler.assume_constant_result
+def _status_of(name: str, device: str) -> Status:
+    if name == "torch":
+        return Status(True, f"torch {torch.__version__}")
+    if name == "cuda":
+        return Status(False, "no CUDA C++ kernel is part of this version")
+    if name == "cpp":
+        module = native()
+        if isinstance(module, ImportError):
+            return Status(False, str(module))
+        if device != "cpu":
+            return Status(False, f"it runs on CPU tensors, these are on {device}")
+        return Status(True, ", ".join(module.cpu_kernels()))
     if importlib.util.find_spec("triton") is None:
         return Status(False, "triton is not installed (pip install triton)")
-    if device.type == "cuda":
+    if device == "cuda":
         return Status(True, "")
     if triton_interprets():
         return Status(True, "interpreted on the CPU, for tests")
@@ -101,12 +102,11 @@ def choose(op: str, requested: str, device: torch.device, supports: Mapping[str,
         BackendUnavailable: `requested` is not a backend, or cannot run this call.
     """
     if requested == "auto":
-        states = status(device)
         for name in BACKENDS:
             # An interpreter is never what a user wants by default.
-            if name == "triton" and device.type != "cuda":
+            if name not in supports or (name == "triton" and device.type != "cuda"):
                 continue
-            if name in supports and states[name].available and supports[name]() is None:
+            if _status_of(name, device.type).available and supports[name]() is None:
                 return name
         raise BackendUnavailable(f"{op}: no backend supports this call on {device}")
     if requested not in BACKENDS:
@@ -119,7 +119,7 @@ def choose(op: str, requested: str, device: torch.device, supports: Mapping[str,
             f"{op}: backend={requested!r} does not implement it; "
             f"it has {', '.join(sorted(supports))} (backend='auto' chooses among them)"
         )
-    state = status(device)[requested]
+    state = _status_of(requested, device.type)
     if not state.available:
         raise BackendUnavailable(f"{op}: backend={requested!r} cannot run here: {state.reason}")
     reason = supports[requested]()

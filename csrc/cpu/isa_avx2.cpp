@@ -3,6 +3,7 @@
 
 #include <cfloat>
 
+#include "kernel_sums.h"
 #include "screen.h"
 
 namespace vqkern {
@@ -15,10 +16,20 @@ constexpr int kRows = 6;  // 12 accumulators, 2 codes and a broadcast in 16 regi
 inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
 inline void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
 inline Vec broadcast(const float* p) { return _mm256_broadcast_ss(p); }
+inline Vec splat(float x) { return _mm256_set1_ps(x); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 inline bool any_less_equal(Vec a, float bound) {
     return _mm256_movemask_ps(_mm256_cmp_ps(a, _mm256_set1_ps(bound), _CMP_LE_OQ)) != 0;
+}
+inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+inline Vec round(Vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline Vec two_to(Vec n) {
+    const Vec normal = _mm256_cmp_ps(n, _mm256_set1_ps(-126.0f), _CMP_GE_OQ);
+    const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_and_ps(normal, _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23)));
 }
 inline float reduce_min(Vec a) {
     __m128 v = _mm_min_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -29,8 +40,11 @@ inline float reduce_min(Vec a) {
 
 #include "screen.inc"
 
+#include "kernel_sums.inc"
+
 }  // namespace
 
-const ScreenKernels kScreenAvx2 = {"AVX2", kRows, kGroup, screen, score_group};
+const ScreenKernels kScreenAvx2 = {kRows, kGroup, screen, score_group};
+const KernelSumKernels kKernelSumsAvx2 = {kRows, kGroup, kernel_sums};
 
 }  // namespace vqkern

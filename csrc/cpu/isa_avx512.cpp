@@ -3,6 +3,7 @@
 
 #include <cfloat>
 
+#include "kernel_sums.h"
 #include "screen.h"
 
 namespace vqkern {
@@ -15,8 +16,17 @@ constexpr int kRows = 12;  // 24 accumulators, 2 codes and a broadcast in 32 reg
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
 inline Vec broadcast(const float* p) { return _mm512_set1_ps(*p); }
+inline Vec splat(float x) { return _mm512_set1_ps(x); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+inline Vec round(Vec a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline Vec two_to(Vec n) {
+    const __mmask16 normal = _mm512_cmp_ps_mask(n, _mm512_set1_ps(-126.0f), _CMP_GE_OQ);
+    return _mm512_maskz_scalef_ps(normal, _mm512_set1_ps(1.0f), n);
+}
 inline float reduce_min(Vec a) { return _mm512_reduce_min_ps(a); }
 inline bool any_less_equal(Vec a, float bound) {
     return _mm512_cmp_ps_mask(a, _mm512_set1_ps(bound), _CMP_LE_OQ) != 0;
@@ -24,8 +34,11 @@ inline bool any_less_equal(Vec a, float bound) {
 
 #include "screen.inc"
 
+#include "kernel_sums.inc"
+
 }  // namespace
 
-const ScreenKernels kScreenAvx512 = {"AVX-512", kRows, kGroup, screen, score_group};
+const ScreenKernels kScreenAvx512 = {kRows, kGroup, screen, score_group};
+const KernelSumKernels kKernelSumsAvx512 = {kRows, kGroup, kernel_sums};
 
 }  // namespace vqkern

@@ -2,12 +2,14 @@
 #include <cfloat>
 #include <cstring>
 
+#include "kernel_sums.h"
 #include "screen.h"
 
 namespace vqkern {
 namespace {
 
 typedef float Vec __attribute__((vector_size(16)));
+typedef int32_t IntVec __attribute__((vector_size(16)));
 constexpr int kLanes = 4;
 constexpr int kRows = 6;
 
@@ -18,8 +20,25 @@ inline Vec load(const float* p) {
 }
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 inline Vec broadcast(const float* p) { return Vec{*p, *p, *p, *p}; }
+inline Vec splat(float x) { return Vec{x, x, x, x}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec add(Vec a, Vec b) { return a + b; }
+inline Vec mul(Vec a, Vec b) { return a * b; }
+inline Vec round(Vec a) {
+    // Adding 1.5 * 2^23 leaves no room for a fraction; good for |a| < 2^22.
+    const Vec big = splat(12582912.0f);
+    return (a + big) - big;
+}
+inline Vec two_to(Vec n) {
+    const IntVec normal = n >= splat(-126.0f);
+    const IntVec biased = (__builtin_convertvector(n, IntVec) + 127) << 23;
+    const IntVec bits = biased & normal;
+    Vec result;
+    std::memcpy(&result, &bits, sizeof result);
+    return result;
+}
 inline float reduce_min(Vec a) {
     float least = a[0];
     for (int i = 1; i < kLanes; ++i) least = a[i] < least ? a[i] : least;
@@ -31,8 +50,11 @@ inline bool any_less_equal(Vec a, float bound) {
 
 #include "screen.inc"
 
+#include "kernel_sums.inc"
+
 }  // namespace
 
-const ScreenKernels kScreenPortable = {"portable", kRows, kGroup, screen, score_group};
+const ScreenKernels kScreenPortable = {kRows, kGroup, screen, score_group};
+const KernelSumKernels kKernelSumsPortable = {kRows, kGroup, kernel_sums};
 
 }  // namespace vqkern

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <memory>
 #include <vector>
 
+#include "buffer.h"
 #include "exact.h"
 
 namespace vqkern {
@@ -34,17 +34,6 @@ float round_up(double x) {
     const float y = static_cast<float>(x);
     return y < x ? std::nextafterf(y, FLT_MAX) : y;
 }
-
-// 64-byte aligned, uninitialised.
-struct Buffer {
-    explicit Buffer(size_t floats)
-        : data(static_cast<float*>(
-              ::operator new[](std::max<size_t>(floats, 1) * sizeof(float), std::align_val_t(64)))) {}
-    ~Buffer() { ::operator delete[](data, std::align_val_t(64)); }
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-    float* data;
-};
 
 // The codebook as the screen wants it: finite codes only, centred, scaled to a largest norm near 1.
 class Codebook {
@@ -289,29 +278,6 @@ SearchCounts nearest_code(const float* z, const float* codes, int64_t n, int64_t
         invalid += counts.invalid;
     }
     return {certified, candidates, scanned, invalid};
-}
-
-const ScreenKernels* find_kernels(const char* name) {
-    const ScreenKernels* known[] = {
-#ifdef VQKERN_X86
-        &kScreenAvx512, &kScreenAvx2,
-#endif
-        &kScreenPortable};
-    for (const ScreenKernels* kernels : known) {
-        if (name[0] != '\0' && std::strcmp(name, kernels->name) != 0) continue;
-#ifdef VQKERN_X86
-        __builtin_cpu_init();
-        if (kernels == &kScreenAvx512 &&
-            !(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")))
-            continue;
-        if (kernels == &kScreenAvx2 &&
-            !(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")))
-            continue;
-#endif
-        return kernels;
-    }
-    return nullptr;
 }
 
 }  // namespace vqkern

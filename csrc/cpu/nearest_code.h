@@ -20,7 +20,4 @@ SearchCounts nearest_code(const float* z, const float* codes, int64_t n, int64_t
                           int64_t* index, float* distance, int threads,
                           const ScreenKernels& kernels);
 
-// The screen kernels called `name`, or the best of this CPU for ""; nullptr if it cannot run them.
-const ScreenKernels* find_kernels(const char* name);
-
 }  // namespace vqkern

@@ -41,7 +41,6 @@ struct PackedCodes {
 
 // The kernels of one instruction set.
 struct ScreenKernels {
-    const char* name;
     int rows;        // rows of a panel
     int group_size;  // codes of a group
 

@@ -13,6 +13,8 @@ from . import reference
 
 # Multiples of the mean heuristic used when no bandwidths are given.
 DEFAULT_MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0)
+# The C++ and Triton kernels keep the bandwidths of a call in a fixed small table.
+MOST_BANDWIDTHS = 64
 ESTIMATORS = ("biased", "unbiased")
 
 
@@ -76,6 +78,8 @@ def squared_mmd(
     def kernel_support() -> str | None:
         if common_dtype(x, y) == torch.float64:
             return "float64 inputs run on backend='torch' only"
+        if len(bandwidths) > MOST_BANDWIDTHS:
+            return f"more than {MOST_BANDWIDTHS} bandwidths run on backend='torch' only"
         return None
 
     chosen = backends.choose(

@@ -1,0 +1,59 @@
+# Each target sets up what it needs, once. `make demo` and `make test` work as the first command in a
+# fresh clone with Python, a C++ compiler and make.
+#
+#   make demo        train, transplant and adapt a tokenizer on five photographs; runs/demo/report.html
+#   make test        all tests (under ten minutes on two cores)
+#   make bench       the kernels against their peers, interleaved
+#   make soak        ten-thousand-case sweeps, sanitizers, kernel mutants
+#   make gpu-check   on a GPU machine: build, GPU tests, races, benchmarks, one command
+#   make lint        ruff
+
+PYTHON ?= python3
+VENV ?= .venv
+# The torch to install where none is found; one version gives everyone the same numbers.
+TORCH ?= torch==2.13.0
+# Triton compiles and interprets on a CPU too, so that its kernels are tested everywhere.
+TRITON ?= triton==3.7.1
+
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
+
+.PHONY: demo test bench soak gpu-check lint clean
+
+demo: $(VENV)/.demo
+	$(BIN)/vqkern demo $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/compare.py $(ARGS)
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/pytest.json
+
+soak: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+
+$(VENV)/.python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.python $(SOURCES)
+	$(BIN)/python -m pip install --quiet -e ".[demo]"
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.python $(SOURCES)
+	$(BIN)/python -m pip install --quiet -e ".[test]" "$(TRITON)"
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.bench: $(VENV)/.python $(SOURCES)
+	$(BIN)/python -m pip install --quiet -e ".[bench,test]" "$(TRITON)"
+	@touch $@
+
+clean:
+	rm -rf build .pytest_cache .ruff_cache vqkern/_native*.so

@@ -1,0 +1,45 @@
+#include "cpu.h"
+
+#include <cstring>
+
+namespace vqkern {
+namespace {
+
+bool always() { return true; }
+
+#ifdef VQKERN_X86
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool has_avx512() {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+struct Entry {
+    bool (*runs)();
+    CpuKernels kernels;
+};
+
+const Entry kEntries[] = {
+#ifdef VQKERN_X86
+    {has_avx512, {"AVX-512", &kScreenAvx512, &kKernelSumsAvx512}},
+    {has_avx2, {"AVX2", &kScreenAvx2, &kKernelSumsAvx2}},
+#endif
+    {always, {"portable", &kScreenPortable, &kKernelSumsPortable}},
+};
+
+}  // namespace
+
+const CpuKernels* find_kernels(const char* name) {
+#ifdef VQKERN_X86
+    __builtin_cpu_init();
+#endif
+    for (const Entry& entry : kEntries) {
+        if (name[0] != '\0' && std::strcmp(name, entry.kernels.name) != 0) continue;
+        if (entry.runs()) return &entry.kernels;
+    }
+    return nullptr;
+}
+
+}  // namespace vqkern

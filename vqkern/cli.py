@@ -1,0 +1,55 @@
+"""The `vqkern` command: each subcommand lives with what it runs, here they are only wired."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; mistakes of the user end in one line on stderr and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog="vqkern", description="Exact, fast vector quantization with very large codebooks."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_info(commands)
+    _add_module(commands, "demo", "vqkern.demo", "make a large-codebook tokenizer from photographs")
+    _add_module(commands, "bench", "vqkern.bench", "time nearest_code against its peers here")
+    arguments = parser.parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except BrokenPipeError:
+        return 1
+    except (ValueError, TypeError, IndexError, OSError, ImportError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"vqkern {arguments.command}: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"vqkern {arguments.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _add_module(commands, name: str, module: str, summary: str) -> None:
+    import importlib
+
+    implementation = importlib.import_module(module)
+    parser = commands.add_parser(name, help=summary, description=implementation.__doc__)
+    implementation.add_arguments(parser)
+    parser.set_defaults(run=implementation.run)
+
+
+def _add_info(commands) -> None:
+    parser = commands.add_parser("info", help="versions, CPU features, and which backends can run")
+    parser.set_defaults(run=_info)
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from . import info
+
+    print(info.describe())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

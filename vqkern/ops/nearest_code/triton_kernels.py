@@ -1,0 +1,605 @@
+"""Triton kernels of `nearest_code` for squared L2: a certified fp16 screen, then an exact decision.
+
+1. Codes and rows are centred on the mean code, scaled by powers of two and rounded to fp16. The norms of
+   what rounding dropped are measured in float64, not estimated.
+2. The screen scores all codes on tensor cores, t = |e|^2 / 2 - z.e. A group is a run of consecutive codes;
+   with the largest norms of the group, its lowest score is off by at most Delta. Each row keeps, in
+   registers, the groups with the lowest t - Delta (three for each quarter of the tile's groups), the
+   fourth lowest of these bounds, and the upper bound U = min (t + Delta). Every nearest code is in a
+   group with t - Delta <= U.
+3. Rescoring takes the kept groups with t - Delta <= U: |z - e|^2 of the values as given, in float64 and in
+   channel order, and where float64 cannot tell two codes apart, the sign of the difference from error-free
+   transformations. If the fourth lowest bound is <= U too, the row may have lost a group: it is scanned
+   over all codes in the same exact way, as are rows too far from all codes for the screen's range.
+
+No atomics, no list in memory that grows, no host synchronisation: same inputs, same bits.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# What becomes of a row.
+NO_CODE = tl.constexpr(0)  # not finite: index -1, distance inf
+SCREENED = tl.constexpr(1)
+SCANNED = tl.constexpr(2)
+
+KEPT = tl.constexpr(3)  # groups a row keeps for each quarter
+DEPTH = tl.constexpr(4)  # KEPT and the bound of the best group that was not kept
+
+# fp16 holds up to 65504: the largest element lies in [2^13, 2^14], so that codes far smaller than an
+# outlier keep their precision too.
+TOP_EXPONENT = tl.constexpr(13)
+# Row scales within 2^-90 .. 2^90 keep all products of the screen inside float32.
+ROW_EXPONENT = tl.constexpr(90)
+# float32 may flush what is smaller than 2^-126; all other terms of the bound are relative.
+UNDERFLOW = tl.constexpr(2.0**-100)
+# Rounds a bound up, whatever the few float32 operations on it do.
+UPWARDS = tl.constexpr(1 + 2.0**-19)
+SPLITTER = tl.constexpr(134217729.0)  # 2^27 + 1: splits a float64 into two halves of 26 bits
+# Error of a difference of distances in four float64 parts, relative to the distance. A difference below
+# it is a tie: exact as long as one row's non-zero values and differences span less than 2^50.
+TIE = tl.constexpr(2.0**-160)
+
+_SURVEY_ROWS = 128
+_MAX_SPLITS = 64
+_SCAN_CODES = 256
+_SCAN_WARPS = 8
+
+
+class Tile(NamedTuple):
+    """Tile of the screen; `resident`: a row block's channels stay on chip, else they are looped over."""
+
+    rows: int
+    codes: int
+    channels: int
+    warps: int
+    stages: int
+    resident: bool
+
+    def shared_bytes(self) -> int:
+        per_stage = self.codes * self.channels * 2
+        rows = self.rows * self.channels * 2
+        return rows + self.stages * per_stage if self.resident else self.stages * (rows + per_stage)
+
+
+# By padded D; a device takes the first tile that fits its shared memory.
+TILES = {
+    16: (Tile(128, 128, 16, 4, 3, True),),
+    32: (Tile(128, 128, 32, 4, 3, True),),
+    64: (Tile(128, 128, 64, 4, 3, True),),
+    128: (Tile(128, 128, 128, 8, 3, True), Tile(128, 128, 64, 8, 2, False)),
+    256: (Tile(128, 128, 256, 8, 2, True), Tile(128, 128, 64, 8, 2, False)),
+}
+_LARGE = (Tile(128, 128, 64, 8, 3, False), Tile(128, 128, 64, 8, 2, False))
+
+
+@triton.jit
+def _exponent(x):
+    """e with 2^e <= x < 2^(e+1) for a normal float64 x > 0; below -1022 for 0."""
+    return ((x.to(tl.int64, bitcast=True) >> 52) & 0x7FF) - 1023
+
+
+@triton.jit
+def _power_of_two(exponent):
+    """2^exponent as float64, for an int64 exponent in [-1022, 1023]."""
+    return ((exponent + 1023) << 52).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def _code_scale(spread):
+    """The power of two that takes the largest |e - c| into [2^13, 2^14)."""
+    exponent = tl.maximum(_exponent(tl.load(spread)), -200)
+    return _power_of_two(-exponent + TOP_EXPONENT)
+
+
+@triton.jit
+def _is_finite(x):
+    return (x == x) & (tl.abs(x) != float("inf"))
+
+
+@triton.jit
+def _keep(v, i, v0, v1, v2, v3, i0, i1, i2):
+    """Insert (v, i) into the ascending v0 <= v1 <= v2 with indices, and v3, the lowest of the rest."""
+    c = v < v0
+    v, v0 = tl.where(c, v0, v), tl.where(c, v, v0)
+    i, i0 = tl.where(c, i0, i), tl.where(c, i, i0)
+    c = v < v1
+    v, v1 = tl.where(c, v1, v), tl.where(c, v, v1)
+    i, i1 = tl.where(c, i1, i), tl.where(c, i, i1)
+    c = v < v2
+    v, v2 = tl.where(c, v2, v), tl.where(c, v, v2)
+    i2 = tl.where(c, i, i2)
+    return v0, v1, v2, tl.minimum(v, v3), i0, i1, i2
+
+
+@triton.jit
+def _two_sum(a, b):
+    high = a + b
+    virtual = high - a
+    return high, (a - (high - virtual)) + (b - virtual)
+
+
+@triton.jit
+def _two_product(a, b):
+    # Dekker's splitting needs no fused multiply-add, which the interpreter does not have.
+    high = a * b
+    a_high = a * SPLITTER
+    a_high = a_high - (a_high - a)
+    b_high = b * SPLITTER
+    b_high = b_high - (b_high - b)
+    a_low = a - a_high
+    b_low = b - b_high
+    return high, ((a_high * b_high - high) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+@triton.jit
+def _add(s0, s1, s2, s3, x):
+    s0, x = _two_sum(s0, x)
+    s1, x = _two_sum(s1, x)
+    s2, x = _two_sum(s2, x)
+    return s0, s1, s2, s3 + x
+
+
+@triton.jit
+def _add_square(s0, s1, s2, s3, a, b, sign):
+    """Add sign * (a - b)^2 to a sum of four parts; sign is 1 or -1."""
+    high, low = _two_sum(a, -b)
+    p, r = _two_product(high, sign * high)
+    s0, s1, s2, s3 = _add(s0, s1, s2, s3, p)
+    s0, s1, s2, s3 = _add(s0, s1, s2, s3, r)
+    p, r = _two_product(2 * high, sign * low)
+    s0, s1, s2, s3 = _add(s0, s1, s2, s3, p)
+    s0, s1, s2, s3 = _add(s0, s1, s2, s3, r)
+    p, r = _two_product(low, sign * low)
+    s0, s1, s2, s3 = _add(s0, s1, s2, s3, p)
+    return _add(s0, s1, s2, s3, r)
+
+
+@triton.jit
+def _renormalise(s0, s1, s2, s3):
+    s2, s3 = _two_sum(s2, s3)
+    s1, s2 = _two_sum(s1, s2)
+    s0, s1 = _two_sum(s0, s1)
+    return s0, s1, s2, s3
+
+
+@triton.jit
+def _distances(z, codes, code, valid, D: tl.constexpr):
+    """|z - e|^2 of one row and some codes, summed in channel order; inf for a code that is not finite."""
+    total = tl.zeros(code.shape, tl.float64)
+    for d in range(D):
+        e = tl.load(codes + code * D + d, mask=valid, other=0.0).to(tl.float64)
+        difference = tl.load(z + d).to(tl.float64) - e
+        total += difference * difference
+    # Squares of finite float32 cannot overflow float64, and NaN fails the comparison.
+    return tl.where(valid & (total < float("inf")), total, float("inf"))
+
+
+@triton.jit
+def _differ(codes, champion, code, valid, D: tl.constexpr):
+    """Whether a code is another vector than the champion; -0.0 equals 0.0."""
+    differ = tl.zeros(code.shape, tl.int32)
+    for d in range(D):
+        a = tl.load(codes + champion * D + d)
+        e = tl.load(codes + code * D + d, mask=valid, other=0.0)
+        differ |= (e != a).to(tl.int32)
+    return valid & (differ != 0)
+
+
+@triton.jit
+def _nearer(z, codes, champion, key, code, valid, D: tl.constexpr):
+    """Whether |z - e|^2 < |z - champion|^2 in real arithmetic; key is about |z - champion|^2."""
+    s0 = tl.zeros(code.shape, tl.float64)
+    s1 = s0
+    s2 = s0
+    s3 = s0
+    for d in range(D):
+        row = tl.load(z + d).to(tl.float64) + tl.zeros(code.shape, tl.float64)
+        a = tl.load(codes + champion * D + d).to(tl.float64)
+        e = tl.load(codes + code * D + d, mask=valid, other=0.0).to(tl.float64)
+        s0, s1, s2, s3 = _add_square(s0, s1, s2, s3, row, a, 1.0)
+        s0, s1, s2, s3 = _add_square(s0, s1, s2, s3, row, e, -1.0)
+    s0, s1, s2, s3 = _renormalise(s0, s1, s2, s3)
+    s0, s1, s2, s3 = _renormalise(s0, s1, s2, s3)
+    s0, s1, s2, s3 = _renormalise(s0, s1, s2, s3)
+    return valid & (s0 > key * TIE)
+
+
+@triton.jit
+def _challenge(z, codes, first, num_codes, best, best_key, D: tl.constexpr, CODES: tl.constexpr):
+    """The nearest of `best` (-1: none yet) and of CODES codes from `first` on, all of them above it."""
+    code = first + tl.arange(0, CODES).to(tl.int64)
+    key = _distances(z, codes, code, code < num_codes, D)
+    least = tl.minimum(tl.min(key, 0), best_key)
+    # Each key is off by (D + 3) 2^-53 of itself at most: beyond this limit no code is the nearest.
+    limit = least + least * (4 * (D + 3) * 2.0**-53)
+    near = (key <= limit) & (key < float("inf"))
+    held = (best >= 0) & (best_key <= limit)
+    count = tl.sum(near.to(tl.int32), 0)
+    if count > 0:
+        lowest = tl.min(tl.where(near, code, num_codes.to(tl.int64)), 0)
+        lowest_key = tl.sum(tl.where(code == lowest, key, 0.0), 0)
+        best = tl.where(held, best, lowest)
+        best_key = tl.where(held, best_key, lowest_key)
+        near = near & (code != best)
+        undecided = tl.sum(near.to(tl.int32), 0)
+        if undecided > 0:
+            # Duplicates are the usual tie, and the lower index has won it.
+            near = _differ(codes, best, code, near, D)
+            undecided = tl.sum(near.to(tl.int32), 0)
+        while undecided > 0:
+            near = _nearer(z, codes, best, best_key, code, near, D)
+            undecided = tl.sum(near.to(tl.int32), 0)
+            if undecided > 0:
+                best = tl.min(tl.where(near, code, num_codes.to(tl.int64)), 0)
+                best_key = tl.sum(tl.where(code == best, key, 0.0), 0)
+                near = near & (code != best)
+                undecided = tl.sum(near.to(tl.int32), 0)
+    return best, best_key
+
+
+@triton.jit
+def _survey_kernel(
+    codes, finite, total, low, high, num_codes,
+    D: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Which codes are finite; sum, minimum and maximum of each channel over a block's finite codes."""
+    block = tl.program_id(0).to(tl.int64)
+    row = block * ROWS + tl.arange(0, ROWS)
+    inside = row < num_codes
+    good = inside
+    for start in range(0, D, CHANNELS):
+        channel = start + tl.arange(0, CHANNELS)
+        mask = inside[:, None] & (channel < D)[None, :]
+        value = tl.load(codes + row[:, None] * D + channel[None, :], mask=mask, other=0.0)
+        good = good & (tl.min(_is_finite(value.to(tl.float32)).to(tl.int32), 1) != 0)
+    tl.store(finite + row, good.to(tl.int8), mask=inside)
+    for start in range(0, D, CHANNELS):
+        channel = start + tl.arange(0, CHANNELS)
+        mask = good[:, None] & (channel < D)[None, :]
+        value = tl.load(codes + row[:, None] * D + channel[None, :], mask=mask, other=0.0)
+        value = value.to(tl.float32)
+        out = block * D + channel
+        tl.store(total + out, tl.sum(value.to(tl.float64), 0), mask=channel < D)
+        tl.store(low + out, tl.min(tl.where(mask, value, float("inf")), 0), mask=channel < D)
+        tl.store(high + out, tl.max(tl.where(mask, value, float("-inf")), 0), mask=channel < D)
+
+
+@triton.jit
+def _round_codes_kernel(
+    codes, finite, centre, spread, rounded, half_norm, reach, slack, floor, num_codes, g,
+    D: tl.constexpr, WIDTH: tl.constexpr, CODES: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """One tile of codes in fp16, [CODES, WIDTH] with zeros beyond D, and the bounds of its four groups.
+
+    Delta = |z - zq| reach + |zq| slack + floor. Codes are stored in the order in which a quarter of a
+    tile lies in one thread of an MMA accumulator (columns 2q and 2q + 1 of every eight), so that the
+    minimum over a group needs no other thread; a group is still a run of consecutive codes.
+    """
+    tile = tl.program_id(0).to(tl.int64)
+    slot = tl.arange(0, CODES)
+    group: tl.constexpr = CODES // 4
+    within = slot % group
+    position = tile * CODES + (within // 2) * 8 + (slot // group) * 2 + within % 2
+    code = tile * CODES + slot
+    good = tl.load(finite + code, mask=code < num_codes, other=0) != 0
+    scale = _code_scale(spread)
+    norm = tl.zeros([CODES], tl.float64)
+    rounded_norm = tl.zeros([CODES], tl.float64)
+    residual = tl.zeros([CODES], tl.float64)
+    for start in range(0, WIDTH, CHANNELS):
+        channel = start + tl.arange(0, CHANNELS)
+        mask = good[:, None] & (channel < D)[None, :]
+        value = tl.load(codes + code[:, None] * D + channel[None, :], mask=mask, other=0.0)
+        c = tl.load(centre + channel, mask=channel < D, other=0.0).to(tl.float64)
+        value = tl.where(mask, (value.to(tl.float64) - c[None, :]) * scale, 0.0)
+        half = value.to(tl.float32).to(tl.float16)
+        tl.store(rounded + position[:, None] * WIDTH + channel[None, :], half)
+        near = half.to(tl.float64)
+        norm += tl.sum(value * value, 1)
+        rounded_norm += tl.sum(near * near, 1)
+        residual += tl.sum((value - near) * (value - near), 1)
+    tl.store(half_norm + position, tl.where(good, 0.5 * norm, float("inf")).to(tl.float32))
+    most = tl.max(tl.reshape(norm, [4, group]), 1)
+    most_rounded = tl.max(tl.reshape(rounded_norm, [4, group]), 1)
+    most_residual = tl.max(tl.reshape(residual, [4, group]), 1)
+    out = tile * 4 + tl.arange(0, 4)
+    tl.store(reach + out, (tl.sqrt(most) * UPWARDS).to(tl.float32))
+    lost = tl.sqrt(most_residual) + g * tl.sqrt(most_rounded)
+    tl.store(slack + out, (lost * UPWARDS).to(tl.float32))
+    tl.store(floor + out, (g * 0.5 * most * UPWARDS + UNDERFLOW).to(tl.float32))
+
+
+@triton.jit
+def _round_rows_kernel(
+    z, centre, spread, rounded, scales, residuals, norms, state, num_rows,
+    D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Rows in fp16 with a power of two each, [ROWS, WIDTH] with zeros beyond D, and their norms."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < num_rows
+    code_scale = _code_scale(spread)
+    good = inside
+    largest = tl.zeros([ROWS], tl.float64)
+    for start in range(0, D, CHANNELS):
+        channel = start + tl.arange(0, CHANNELS)
+        mask = inside[:, None] & (channel < D)[None, :]
+        value = tl.load(z + row[:, None] * D + channel[None, :], mask=mask, other=0.0)
+        finite = _is_finite(value.to(tl.float32))
+        good = good & (tl.min(finite.to(tl.int32), 1) != 0)
+        c = tl.load(centre + channel, mask=channel < D, other=0.0).to(tl.float64)
+        value = tl.where(mask & finite, (value.to(tl.float64) - c[None, :]) * code_scale, 0.0)
+        largest = tl.maximum(largest, tl.max(tl.abs(value), 1))
+    exponent = tl.maximum(_exponent(largest) - TOP_EXPONENT, -ROW_EXPONENT)
+    within = exponent <= ROW_EXPONENT
+    exponent = tl.minimum(exponent, ROW_EXPONENT)
+    kind = tl.where(good, tl.where(within, SCREENED, SCANNED), NO_CODE)
+    tl.store(state + row, kind.to(tl.int8), mask=inside)
+    good = good & within
+    scale = _power_of_two(exponent)
+    shrink = _power_of_two(-exponent)
+    norm = tl.zeros([ROWS], tl.float64)
+    residual = tl.zeros([ROWS], tl.float64)
+    for start in range(0, WIDTH, CHANNELS):
+        channel = start + tl.arange(0, CHANNELS)
+        mask = good[:, None] & (channel < D)[None, :]
+        value = tl.load(z + row[:, None] * D + channel[None, :], mask=mask, other=0.0)
+        c = tl.load(centre + channel, mask=channel < D, other=0.0).to(tl.float64)
+        value = tl.where(mask, (value.to(tl.float64) - c[None, :]) * code_scale, 0.0)
+        value = value * shrink[:, None]
+        half = value.to(tl.float32).to(tl.float16)
+        tl.store(rounded + row[:, None] * WIDTH + channel[None, :], half, mask=inside[:, None])
+        near = half.to(tl.float64)
+        norm += tl.sum(near * near, 1)
+        residual += tl.sum((value - near) * (value - near), 1)
+    tl.store(scales + row, scale.to(tl.float32), mask=inside)
+    norm = tl.sqrt(norm)
+    # The second term covers the rounding of z - c in float64.
+    residual = tl.sqrt(residual) + 2.0**-48 * norm
+    tl.store(residuals + row, (scale * residual * UPWARDS).to(tl.float32), mask=inside)
+    tl.store(norms + row, (scale * norm * UPWARDS).to(tl.float32), mask=inside)
+
+
+@triton.jit
+def _screen_kernel(
+    rows_rounded, scales, residuals, norms, codes_rounded, half_norm, reach, slack, floor,
+    lower, group, upper, num_rows, num_tiles, tiles_per_split, num_splits,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, CODES: tl.constexpr, CHANNELS: tl.constexpr,
+    RESIDENT: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """The lowest group bounds of ROWS rows over one split of the tiles of codes."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    split = tl.program_id(1)
+    inside = row < num_rows
+    scale = tl.load(scales + row, mask=inside, other=0.0)
+    residual = tl.load(residuals + row, mask=inside, other=0.0)
+    norm = tl.load(norms + row, mask=inside, other=0.0)
+    channel = tl.arange(0, CHANNELS)
+    row_ptr = rows_rounded + row[:, None] * WIDTH + channel[None, :]
+    if RESIDENT:
+        z = tl.load(row_ptr, mask=inside[:, None], other=0.0)
+        if INTERPRETED:
+            z = z.to(tl.float32)
+    quarter = tl.arange(0, 4)
+    u = tl.full([ROWS, 4], float("inf"), tl.float32)
+    v0 = u
+    v1 = u
+    v2 = u
+    v3 = u
+    i0 = tl.zeros([ROWS, 4], tl.int32)
+    i1 = i0
+    i2 = i0
+    first = tl.minimum(split * tiles_per_split, num_tiles - 1)
+    column = tl.cast(first, tl.int64) * CODES + tl.arange(0, CODES)
+    id = first * 4 + quarter
+    next_half = tl.load(half_norm + column)
+    next_reach = tl.load(reach + id)
+    next_slack = tl.load(slack + id)
+    next_floor = tl.load(floor + id)
+    for tile in range(
+        split * tiles_per_split, tl.minimum((split + 1) * tiles_per_split, num_tiles)
+    ):
+        # The prepared codes fill whole tiles: nothing to mask.
+        column = tl.cast(tile, tl.int64) * CODES + tl.arange(0, CODES)
+        code_ptr = codes_rounded + column[None, :] * WIDTH + channel[:, None]
+        # The compiler only pipelines what feeds the dot: fetch the next tile's bounds by hand.
+        half, top, lost, least = next_half, next_reach, next_slack, next_floor
+        following = tl.minimum(tile + 1, num_tiles - 1)
+        column = tl.cast(following, tl.int64) * CODES + tl.arange(0, CODES)
+        id = following * 4 + quarter
+        next_half = tl.load(half_norm + column)
+        next_reach = tl.load(reach + id)
+        next_slack = tl.load(slack + id)
+        next_floor = tl.load(floor + id)
+        if RESIDENT:
+            e = tl.load(code_ptr)
+            if INTERPRETED:
+                e = e.to(tl.float32)
+            dot = tl.dot(z, e, input_precision="ieee", out_dtype=tl.float32)
+        else:
+            dot = tl.zeros([ROWS, CODES], tl.float32)
+            for start in range(0, WIDTH, CHANNELS):
+                a = tl.load(row_ptr + start, mask=inside[:, None], other=0.0)
+                e = tl.load(code_ptr + start)
+                if INTERPRETED:
+                    a = a.to(tl.float32)
+                    e = e.to(tl.float32)
+                dot = tl.dot(a, e, dot, input_precision="ieee", out_dtype=tl.float32)
+        score = half[None, :] - scale[:, None] * dot
+        score = tl.min(tl.min(tl.reshape(score, [ROWS, CODES // 8, 4, 2]), 3), 1)
+        delta = residual[:, None] * top[None, :] + norm[:, None] * lost[None, :] + least[None, :]
+        u = tl.minimum(u, score + delta)
+        ids = (tile * 4 + quarter)[None, :] + tl.zeros([ROWS, 4], tl.int32)
+        v0, v1, v2, v3, i0, i1, i2 = _keep(score - delta, ids, v0, v1, v2, v3, i0, i1, i2)
+    part = row * num_splits + split
+    tl.store(upper + part[:, None] * 4 + quarter[None, :], u, mask=inside[:, None])
+    out = part[:, None] * (4 * DEPTH) + quarter[None, :]
+    tl.store(lower + out, v0, mask=inside[:, None])
+    tl.store(lower + out + 4, v1, mask=inside[:, None])
+    tl.store(lower + out + 8, v2, mask=inside[:, None])
+    tl.store(lower + out + 12, v3, mask=inside[:, None])
+    tl.store(group + out, i0, mask=inside[:, None])
+    tl.store(group + out + 4, i1, mask=inside[:, None])
+    tl.store(group + out + 8, i2, mask=inside[:, None])
+
+
+@triton.jit
+def _rescore_kernel(
+    z, codes, state, lower, group, upper, index, distance, num_codes,
+    D: tl.constexpr, SPLITS: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """The exact decision for one row among the groups that its bounds leave."""
+    row = tl.program_id(0).to(tl.int64)
+    kind = tl.load(state + row)
+    u = tl.min(tl.load(upper + row * (4 * SPLITS) + tl.arange(0, 4 * SPLITS)), 0)
+    slot = tl.arange(0, 4 * DEPTH * SPLITS)
+    kept = (slot // 4) % DEPTH < KEPT
+    bound = tl.load(lower + row * (4 * DEPTH * SPLITS) + slot)
+    id = tl.load(group + row * (4 * DEPTH * SPLITS) + slot, mask=kept, other=0)
+    possible = (bound <= u) & (bound < float("inf"))
+    lost = tl.sum((possible & (kept == 0)).to(tl.int32), 0) > 0
+    if (kind == SCREENED) & lost:
+        tl.store(state + row, SCANNED.to(tl.int8))
+    open = possible & kept & (kind == SCREENED) & (lost == 0)
+    best = tl.full([], -1, tl.int64)
+    best_key = tl.full([], float("inf"), tl.float64)
+    left = tl.sum(open.to(tl.int32), 0)
+    while left > 0:
+        # Groups in ascending order: a code met later loses a tie.
+        next = tl.min(tl.where(open, id, 2147483647), 0)
+        best, best_key = _challenge(
+            z + row * D, codes, next.to(tl.int64) * GROUP, num_codes, best, best_key, D, GROUP
+        )
+        open = open & (id != next)
+        left = tl.sum(open.to(tl.int32), 0)
+    tl.store(index + row, best)
+    tl.store(distance + row, best_key.to(tl.float32))
+
+
+@triton.jit
+def _scan_kernel(
+    z, codes, state, index, distance, num_rows, num_codes,
+    D: tl.constexpr, CODES: tl.constexpr,
+):  # fmt: skip
+    """The exact decision over all codes, for the rows that the screen could not narrow down."""
+    for i in range(tl.program_id(0), num_rows, tl.num_programs(0)):
+        row = tl.cast(i, tl.int64)
+        if tl.load(state + row) == SCANNED:
+            best = tl.full([], -1, tl.int64)
+            best_key = tl.full([], float("inf"), tl.float64)
+            for first in range(0, num_codes, CODES):
+                best, best_key = _challenge(
+                    z + row * D, codes, tl.cast(first, tl.int64), num_codes, best, best_key, D, CODES
+                )
+            tl.store(index + row, best)
+            tl.store(distance + row, best_key.to(tl.float32))
+
+
+def padded_width(d: int) -> int:
+    """Channels of the rounded copies: a power of two, at least the 16 of one MMA, or a multiple of 64."""
+    return max(16, triton.next_power_of_2(d)) if d <= 256 else triton.cdiv(d, 64) * 64
+
+
+def choose_tile(d: int, shared_limit: int) -> Tile:
+    """The screen's tile for D channels on a device with `shared_limit` bytes of shared memory a block."""
+    tiles = TILES.get(padded_width(d), _LARGE)
+    return next((tile for tile in tiles if tile.shared_bytes() <= shared_limit), tiles[-1])
+
+
+def accumulation_error(d: int) -> float:
+    """g: what tensor cores that truncate lose in D products, relative to |zq||eq| + h, and some more for
+    the few float32 operations on scores and bounds."""
+    return 17 * triton.cdiv(d, 16) * 2.0**-23 + 2.0**-20
+
+
+def nearest_code(z: Tensor, codes: Tensor, *, splits: int | None = None) -> tuple[Tensor, Tensor]:
+    """Index int64 [N] and squared distance float32 [N] of z [N, D] and codes [K, D].
+
+    float16, bfloat16 or float32 each, any strides. `splits` fixes in how many parts the codes are
+    screened (a power of two, for tests); by default it depends on N and the device. The result does not
+    depend on it.
+    """
+    index, distance, _ = _search(z, codes, splits)
+    return index, distance
+
+
+def _search(z: Tensor, codes: Tensor, splits: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Index, distance, and the state of each row (int8): NO_CODE, SCREENED or SCANNED."""
+    z, codes = z.detach().contiguous(), codes.detach().contiguous()
+    (n, d), k, device = z.shape, len(codes), z.device
+    index = torch.empty(n, dtype=torch.int64, device=device)
+    distance = torch.empty(n, dtype=torch.float32, device=device)
+    state = torch.empty(n, dtype=torch.int8, device=device)
+    if n == 0:
+        return index, distance, state
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        processors, shared = (
+            properties.multi_processor_count,
+            properties.shared_memory_per_block_optin,
+        )
+    else:
+        processors, shared = 2, 1 << 18
+    tile = choose_tile(d, shared)
+    width, channels = padded_width(d), min(padded_width(d), 64)
+    tiles, row_blocks = triton.cdiv(k, tile.codes), triton.cdiv(n, tile.rows)
+    if splits is None:
+        wanted = min(triton.cdiv(2 * processors, row_blocks), triton.cdiv(tiles, 4), _MAX_SPLITS)
+        splits = triton.next_power_of_2(wanted)
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    with torch.cuda.device_of(z):
+        blocks = triton.cdiv(k, _SURVEY_ROWS)
+        finite = empty(k, dtype=torch.int8)
+        total, low, high = empty(blocks, d, dtype=torch.float64), empty(blocks, d), empty(blocks, d)
+        _survey_kernel[(blocks,)](
+            codes, finite, total, low, high, k, d, _SURVEY_ROWS, channels,
+            num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+        # Any centre is right; the mean makes the numbers small. Without a finite code it is 0.
+        centre = (total.sum(0) / finite.sum().clamp_min(1)).float()
+        spread = torch.maximum(high.amax(0) - centre.double(), centre.double() - low.amin(0))
+        spread = spread.amax().clamp_min(0)
+
+        codes_rounded = empty(tiles * tile.codes, width, dtype=torch.float16)
+        half_norm = empty(tiles * tile.codes)
+        reach, slack, floor = empty(tiles * 4), empty(tiles * 4), empty(tiles * 4)
+        _round_codes_kernel[(tiles,)](
+            codes, finite, centre, spread, codes_rounded, half_norm, reach, slack, floor, k,
+            accumulation_error(d), d, width, tile.codes, channels,
+            num_warps=8, enable_fp_fusion=True,
+        )  # fmt: skip
+
+        rows_rounded = empty(n, width, dtype=torch.float16)
+        scales, residuals, norms = empty(n), empty(n), empty(n)
+        _round_rows_kernel[(triton.cdiv(n, 64),)](
+            z, centre, spread, rows_rounded, scales, residuals, norms, state, n, d, width, 64,
+            channels, num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+
+        lower = empty(n, splits, DEPTH.value, 4)
+        group = empty(n, splits, DEPTH.value, 4, dtype=torch.int32)
+        upper = empty(n, splits, 4)
+        _screen_kernel[(row_blocks, splits)](
+            rows_rounded, scales, residuals, norms, codes_rounded, half_norm, reach, slack, floor,
+            lower, group, upper, n, tiles, triton.cdiv(tiles, splits), splits, width, tile.rows,
+            tile.codes, tile.channels, tile.resident, device.type != "cuda",
+            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+        )  # fmt: skip
+
+        # Contraction would break the error-free transformations.
+        _rescore_kernel[(n,)](
+            z, codes, state, lower, group, upper, index, distance, k, d, splits, tile.codes // 4,
+            num_warps=1, enable_fp_fusion=False,
+        )  # fmt: skip
+        _scan_kernel[(min(n, 4 * processors),)](
+            z, codes, state, index, distance, n, k, d, _SCAN_CODES,
+            num_warps=_SCAN_WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
+    return index, distance, state

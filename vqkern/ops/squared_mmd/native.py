@@ -1,0 +1,33 @@
+"""The C++ kernel's launcher; see csrc/cpu/squared_mmd.cpp."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import backend as backends
+
+
+def squared_mmd(
+    x: Tensor, y: Tensor, bandwidths: Tensor, unbiased: bool, x_grad: bool, y_grad: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Value [], gradient [N, D] and gradient [M, D], float32; a gradient not asked for is [0]."""
+    x = x.detach().float().contiguous()
+    y = y.detach().float().contiguous()
+    bandwidths = bandwidths.double().contiguous()
+    gx = torch.empty_like(x) if x_grad else x.new_empty(0)
+    gy = torch.empty_like(y) if y_grad else y.new_empty(0)
+    value = backends.native().squared_mmd(
+        x.data_ptr(),
+        y.data_ptr(),
+        x.shape[0],
+        y.shape[0],
+        x.shape[1],
+        bandwidths.data_ptr(),
+        len(bandwidths),
+        unbiased,
+        gx.data_ptr() if x_grad else 0,
+        gy.data_ptr() if y_grad else 0,
+        torch.get_num_threads(),
+    )
+    return torch.tensor(value, dtype=torch.float32), gx, gy

@@ -1,0 +1,186 @@
+"""What every quantizer shares: its result, usage statistics, layout and public methods."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.checks import require_float
+
+
+class QuantizeResult(NamedTuple):
+    """`quantized` like z, `index` int64 without z's channels, `loss` scalar (0 in eval mode)."""
+
+    quantized: Tensor
+    index: Tensor
+    loss: Tensor
+
+
+class Usage(NamedTuple):
+    """Code usage since the last reset.
+
+    tokens: tokens counted. codes_hit: codes chosen at least once. utilization: codes_hit / K.
+    perplexity: exp of the entropy of the code frequencies, 1 to K. dead_codes: K - codes_hit.
+    skipped: tokens left out because they were not finite.
+    """
+
+    tokens: int
+    codes_hit: int
+    utilization: float
+    perplexity: float
+    dead_codes: int
+    skipped: int
+
+
+class UsageCounter(nn.Module):
+    """Counts how often each of `num_codes` codes is chosen, without synchronising."""
+
+    def __init__(self, num_codes: int) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(num_codes, dtype=torch.int64), persistent=False)
+        self.register_buffer("skipped", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    @torch.no_grad()
+    def add(self, index: Tensor, counted: Tensor) -> None:
+        """Counts index [N] where `counted` [N]; an index of -1 there is a skipped token."""
+        hit = counted & (index >= 0)
+        self.count.scatter_add_(0, index.clamp_min(0), hit.long())
+        self.skipped += (counted & (index < 0)).sum()
+
+    def reset(self) -> None:
+        self.count.zero_()
+        self.skipped.zero_()
+
+    def usage(self) -> Usage:
+        counts = self.count.double()
+        tokens = counts.sum()
+        frequency = counts[counts > 0] / tokens
+        hit = len(frequency)
+        entropy = float(-(frequency * frequency.log()).sum()) if hit else 0.0
+        return Usage(
+            tokens=int(tokens),
+            codes_hit=hit,
+            utilization=hit / len(counts),
+            perplexity=float(torch.tensor(entropy).exp()) if hit else 0.0,
+            dead_codes=len(counts) - hit,
+            skipped=int(self.skipped),
+        )
+
+
+def straight_through(z: Tensor, nearest: Tensor) -> Tensor:
+    """`nearest` forward, the identity of z backward (van den Oord et al. 2017)."""
+    return z + (nearest - z).detach()
+
+
+class Quantizer(nn.Module):
+    """Base of all quantizers: z of any layout is brought to rows [N, dim], quantized, brought back.
+
+    Args:
+        dim: channels of z.
+        channel_dim: where z has them; -1 for token sequences, 1 for feature maps.
+    """
+
+    # How `build_quantizer` can build this quantizer again; None if it was composed by hand.
+    config: dict | None = None
+
+    def __init__(self, dim: int, *, channel_dim: int = -1) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"{type(self).__name__}: dim must be at least 1, got {dim}")
+        self.dim = dim
+        self.channel_dim = channel_dim
+
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizeResult:
+        """Quantizes z.
+
+        Args:
+            z: latents with `dim` channels at `channel_dim`, floating point.
+            mask: bool, z's shape without channels; False marks positions to leave alone: they get
+                index -1, pass z through and count nowhere.
+
+        Returns:
+            QuantizeResult. In training mode the gradient reaches z by the straight-through
+            estimator and `loss` is the weighted total; in eval mode `quantized` holds the codes
+            themselves and `loss` is 0. A non-finite position gets index -1 and NaN, and is left out
+            of loss, usage and updates.
+
+        Raises:
+            TypeError, ValueError: z or mask has the wrong type, shape or device.
+        """
+        rows, shape = self._to_rows(z)
+        counted = self._checked_mask(mask, shape, z.device)
+        quantized, index, loss = self._quantize(rows, counted)
+        if mask is not None:
+            quantized = torch.where(counted[:, None], quantized, rows)
+        return QuantizeResult(self._from_rows(quantized, shape), index.reshape(shape), loss)
+
+    @torch.no_grad()
+    def encode(self, z: Tensor) -> Tensor:
+        """Indices of z, the ones that `forward` gives in eval mode; usage does not count them."""
+        rows, shape = self._to_rows(z)
+        return self._search(rows).reshape(shape)
+
+    def decode(self, index: Tensor) -> Tensor:
+        """The codes behind indices, channels at `channel_dim`; index -1 gives NaN.
+
+        Raises:
+            TypeError: `index` is not an integer tensor.
+            IndexError: an index is not that of a code.
+        """
+        raise NotImplementedError
+
+    @property
+    def codes(self) -> Tensor:
+        """The effective codes [K, dim]."""
+        raise NotImplementedError
+
+    def usage(self) -> Usage:
+        """Usage of the codes in all forward passes since the last reset."""
+        raise NotImplementedError
+
+    def reset_usage(self) -> None:
+        """Starts counting usage anew."""
+        raise NotImplementedError
+
+    def _quantize(self, rows: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        raise NotImplementedError
+
+    def _search(self, rows: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _to_rows(self, z: Tensor) -> tuple[Tensor, torch.Size]:
+        name = type(self).__name__
+        require_float(name, "z", z)
+        axis = self.channel_dim
+        if not -z.dim() <= axis < z.dim() or z.shape[axis] != self.dim:
+            raise ValueError(
+                f"{name}: z must have {self.dim} channels at dimension {axis}, got {list(z.shape)}"
+            )
+        last = z.movedim(axis, -1)
+        return last.reshape(-1, self.dim), last.shape[:-1]
+
+    def _from_rows(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        return rows.reshape(*shape, self.dim).movedim(-1, self.channel_dim)
+
+    def _checked_mask(self, mask: Tensor | None, shape: torch.Size, device: torch.device) -> Tensor:
+        if mask is None:
+            return torch.ones(shape.numel(), dtype=torch.bool, device=device)
+        name = type(self).__name__
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"{name}: mask must be a bool tensor, got {got}")
+        if mask.shape != shape or mask.device != device:
+            raise ValueError(
+                f"{name}: mask must have shape {list(shape)} on {device}, "
+                f"got {list(mask.shape)} on {mask.device}"
+            )
+        return mask.reshape(-1)
+
+
+def masked_mse(a: Tensor, b: Tensor, valid: Tensor) -> Tensor:
+    """Mean of (a - b)^2 over the channels of the valid rows [N]; float32, 0 if none is valid."""
+    # where() before the square: NaN in a row that is left out must not reach a gradient.
+    difference = torch.where(valid[:, None], a.float() - b.float(), 0)
+    return difference.square().sum() / (valid.sum() * a.shape[1]).clamp_min(1)

@@ -1,0 +1,123 @@
+"""The vector quantizer: a code parametrisation, an update rule and an alignment, composed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import nearest_code
+from ..ops.take_codes import take_codes
+from .alignment import Alignment
+from .base import Quantizer, Usage, UsageCounter, masked_mse, straight_through
+from .codes import Table
+from .updates import EMA, Gradient
+
+
+class VectorQuantizer(Quantizer):
+    """Replaces every latent by the nearest code, exactly.
+
+    loss = commitment * mse(z, sg e) + update.loss + alignment, means over tokens and channels.
+
+    Args:
+        codes: the parametrisation, a module whose call gives the codes [K, dim].
+        update: how codes move; None is `Gradient()`.
+        alignment: what pulls the codes' distribution to the features; None for nothing.
+        commitment: weight of the pull of the encoder to its codes (beta).
+        channel_dim: where z has its channels: -1, or 1 for feature maps.
+        estimator: (z, nearest) -> quantized, through which the gradient reaches z in training.
+    """
+
+    def __init__(
+        self,
+        codes: nn.Module,
+        *,
+        update: nn.Module | None = None,
+        alignment: Alignment | None = None,
+        commitment: float = 0.25,
+        channel_dim: int = -1,
+        estimator: Callable[[Tensor, Tensor], Tensor] = straight_through,
+    ) -> None:
+        super().__init__(codes.dim, channel_dim=channel_dim)
+        self.parametrisation = codes
+        self.update = Gradient() if update is None else update
+        self.update.attach(codes)
+        self.alignment = alignment
+        self.commitment = commitment
+        self.estimator = estimator
+        self.counter = UsageCounter(codes.num_codes)
+
+    @property
+    def codebook_size(self) -> int:
+        return self.parametrisation.num_codes
+
+    @property
+    def codes(self) -> Tensor:
+        return self.parametrisation()
+
+    def _search(self, rows: Tensor) -> Tensor:
+        return nearest_code(rows.detach(), self.codes.detach()).index
+
+    def _quantize(self, rows: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        codes = self.codes
+        index = nearest_code(rows.detach(), codes.detach()).index
+        self.counter.add(index, counted)
+        index = torch.where(counted, index, -1)
+        nearest = take_codes(codes, index)
+        if not self.training:
+            return nearest.to(rows.dtype), index, rows.new_zeros((), dtype=torch.float32)
+        valid = index >= 0
+        loss = self.commitment * masked_mse(rows, nearest.detach(), valid)
+        loss = loss + self.update.loss(rows, nearest, index)
+        if self.alignment is not None:
+            loss = loss + self.alignment(rows, valid, codes)
+        quantized = self.estimator(rows, nearest.detach().to(rows.dtype))
+        self.update.step(rows, index)
+        return quantized, index, loss
+
+    def decode(self, index: Tensor) -> Tensor:
+        return take_codes(self.codes, index).movedim(-1, self.channel_dim)
+
+    def usage(self) -> Usage:
+        return self.counter.usage()
+
+    def reset_usage(self) -> None:
+        self.counter.reset()
+
+    @torch.no_grad()
+    def load_codes(self, codes: Tensor) -> None:
+        """Overwrites a free table with codes [K, dim]; the update rule's statistics start anew.
+
+        Raises:
+            TypeError: the codes are not a free table, which alone can take any values.
+            ValueError: wrong shape, or a value is not finite.
+        """
+        if not isinstance(self.parametrisation, Table):
+            raise TypeError(
+                f"load_codes needs a free table, this is {type(self.parametrisation).__name__}"
+            )
+        weight = self.parametrisation.weight
+        if codes.shape != weight.shape:
+            raise ValueError(f"codes must have shape {list(weight.shape)}, got {list(codes.shape)}")
+        if not bool(codes.isfinite().all()):
+            raise ValueError("codes must be finite, got NaN or infinity")
+        weight.copy_(codes)
+        if isinstance(self.update, EMA):
+            self.update.reset()
+
+    def fold(self) -> VectorQuantizer:
+        """A plain quantizer with the effective codes as its table, and nothing that moves them."""
+        codes = self.codes.detach()
+        folded = VectorQuantizer(
+            Table(*codes.shape), commitment=self.commitment, channel_dim=self.channel_dim
+        ).to(device=codes.device, dtype=codes.dtype)
+        folded.load_codes(codes)
+        folded.config = {
+            "name": "vanilla",
+            "dim": self.dim,
+            "codebook_size": self.codebook_size,
+            "channel_dim": self.channel_dim,
+            "commitment": self.commitment,
+        }
+        return folded.train(self.training)
