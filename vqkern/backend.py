@@ -8,7 +8,6 @@ A backend asked for by name runs or raises: nothing falls back silently.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import sys
@@ -36,9 +35,7 @@ class Status(NamedTuple):
     reason: str
 
 
-@functools.cache
-def native() -> ModuleType | ImportError:
-    """The compiled CPU module, or the error that importing it raised."""
+def _load_native() -> ModuleType | ImportError:
     if importlib.util.find_spec("vqkern._native") is None:
         return ImportError(
             "the native module was not built (reinstall with a C++ compiler and without "
@@ -46,10 +43,19 @@ def native() -> ModuleType | ImportError:
         )
     try:
         return importlib.import_module("vqkern._native")
-    except (
-        Exception
-    ) as error:  # a broken binary may fail in any way; `import vqkern` must survive it
+    except Exception as error:  # a broken binary may fail in any way; the import must survive
         return ImportError(f"the native module is broken ({type(error).__name__}: {error})")
+
+
+# Found out once, at import: under torch.compile constants are fine, and calls break the graph.
+_NATIVE = _load_native()
+_CPU_KERNELS = "" if isinstance(_NATIVE, ImportError) else ", ".join(_NATIVE.cpu_kernels())
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def native() -> ModuleType | ImportError:
+    """The compiled CPU module, or the error that importing it raised."""
+    return _NATIVE
 
 
 def triton_interprets() -> bool:
@@ -63,21 +69,18 @@ def status(device: torch.device | str = "cpu") -> dict[str, Status]:
     return {name: _status_of(name, torch.device(device).type) for name in BACKENDS}
 
 
-# torch.compile evaluates it once while tracing; what is installed does not change under a graph.
-@torch.compiler.assume_constant_result
 def _status_of(name: str, device: str) -> Status:
     if name == "torch":
         return Status(True, f"torch {torch.__version__}")
     if name == "cuda":
         return Status(False, "no CUDA C++ kernel is part of this version")
     if name == "cpp":
-        module = native()
-        if isinstance(module, ImportError):
-            return Status(False, str(module))
+        if isinstance(_NATIVE, ImportError):
+            return Status(False, str(_NATIVE))
         if device != "cpu":
             return Status(False, f"it runs on CPU tensors, these are on {device}")
-        return Status(True, ", ".join(module.cpu_kernels()))
-    if importlib.util.find_spec("triton") is None:
+        return Status(True, _CPU_KERNELS)
+    if not _HAS_TRITON:
         return Status(False, "triton is not installed (pip install triton)")
     if device == "cuda":
         return Status(True, "")

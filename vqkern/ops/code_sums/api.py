@@ -67,29 +67,33 @@ def code_sums(z: Tensor, index: Tensor, num_codes: int, *, backend: str = "auto"
         z.device,
         {"torch": backends.always, "cpp": kernel_support, "triton": kernel_support},
     )
-    return CodeSums(*_code_sums(z, index, num_codes, chosen))
+    total, count = _code_sums(z, index, num_codes, chosen)
+    return CodeSums(count, total)
 
 
+# The sums come first: torch.library.opcheck adds outputs up, and an integer cannot take a float.
 @torch.library.custom_op("vqkern::code_sums", mutates_args=())
 def _code_sums(z: Tensor, index: Tensor, num_codes: int, backend: str) -> tuple[Tensor, Tensor]:
     require_in_range("code_sums", index, num_codes)
     if backend == "cpp":
         from . import native
 
-        return native.code_sums(z, index, num_codes)
-    if backend == "triton":
+        count, total = native.code_sums(z, index, num_codes)
+    elif backend == "triton":
         from . import triton_kernels
 
-        return triton_kernels.code_sums(z, index, num_codes)
-    return reference.code_sums(z, index, num_codes)
+        count, total = triton_kernels.code_sums(z, index, num_codes)
+    else:
+        count, total = reference.code_sums(z, index, num_codes)
+    return total, count
 
 
 @_code_sums.register_fake
 def _(z: Tensor, index: Tensor, num_codes: int, backend: str) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
     return (
-        z.new_empty(num_codes, dtype=torch.int64),
         z.new_empty((num_codes, z.shape[1]), dtype=dtype),
+        z.new_empty(num_codes, dtype=torch.int64),
     )
 
 
@@ -106,13 +110,13 @@ def require_in_range(op: str, index: Tensor, num_codes: int) -> None:
 
 def _setup_context(ctx, inputs, output):
     z, index, _, _ = inputs
-    count, _ = output
+    _, count = output
     ctx.mark_non_differentiable(count)
     ctx.save_for_backward(index)
     ctx.dtype = z.dtype
 
 
-def _backward(ctx, _grad_count, grad_total):
+def _backward(ctx, grad_total, _grad_count):
     (index,) = ctx.saved_tensors
     rows = grad_total[index.clamp_min(0)]
     return torch.where((index >= 0)[:, None], rows, 0).to(ctx.dtype), None, None, None

@@ -64,7 +64,7 @@ def nearest_code(
     if metric not in METRICS:
         raise ValueError(f"nearest_code: metric must be one of {METRICS}, got {metric!r}")
     chosen = _choose(z, codes, metric, backend)
-    index, distance = _nearest_code(z.reshape(-1, z.shape[-1]), codes, metric, chosen)
+    distance, index = _nearest_code(z.reshape(-1, z.shape[-1]), codes, metric, chosen)
     return NearestCode(index.reshape(z.shape[:-1]), distance.reshape(z.shape[:-1]))
 
 
@@ -84,22 +84,27 @@ def _choose(z: Tensor, codes: Tensor, metric: str, backend: str) -> str:
     )
 
 
+# The distance comes first: torch.library.opcheck adds outputs up, and an integer cannot take a
+# float.
 @torch.library.custom_op("vqkern::nearest_code", mutates_args=())
 def _nearest_code(z: Tensor, codes: Tensor, metric: str, backend: str) -> tuple[Tensor, Tensor]:
     if backend == "cpp":
         from . import native
 
-        return native.nearest_code(z, codes)
-    if backend == "triton":
+        index, distance = native.nearest_code(z, codes)
+    elif backend == "triton":
         from . import triton_kernels
 
-        return triton_kernels.nearest_code(z, codes)
-    return reference.nearest_code(z, codes, metric)
+        index, distance = triton_kernels.nearest_code(z, codes)
+    else:
+        index, distance = reference.nearest_code(z, codes, metric)
+    return distance, index
 
 
 @_nearest_code.register_fake
 def _(z: Tensor, codes: Tensor, metric: str, backend: str) -> tuple[Tensor, Tensor]:
-    return z.new_empty(len(z), dtype=torch.int64), z.new_empty(len(z), dtype=common_dtype(z, codes))
+    n = z.shape[0]
+    return z.new_empty(n, dtype=common_dtype(z, codes)), z.new_empty(n, dtype=torch.int64)
 
 
 # The backward is an op without a derivative of its own: asking for a second derivative raises.
@@ -141,12 +146,12 @@ def _(grad, z, codes, index, metric):
 
 def _setup_context(ctx, inputs, output):
     z, codes, ctx.metric, _ = inputs
-    index, _ = output
+    _, index = output
     ctx.mark_non_differentiable(index)
     ctx.save_for_backward(z, codes, index)
 
 
-def _backward(ctx, _grad_index, grad_distance):
+def _backward(ctx, grad_distance, _grad_index):
     z, codes, index = ctx.saved_tensors
     z_grad, codes_grad = _nearest_code_backward(grad_distance, z, codes, index, ctx.metric)
     return z_grad, codes_grad, None, None

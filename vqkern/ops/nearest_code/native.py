@@ -10,11 +10,21 @@ from ... import backend as backends
 
 def nearest_code(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     """Index int64 [N] and squared distance float32 [N]; CPU tensors z [N, D], codes [K, D]."""
+    index, distance, _ = search(z, codes)
+    return index, distance
+
+
+def search(z: Tensor, codes: Tensor, kernel: str = "") -> tuple[Tensor, Tensor, dict[str, int]]:
+    """Index, distance, and how the rows were decided, by one of the module's `cpu_kernels()`.
+
+    The counts: `certified` rows (decided among `candidates` codes in all), `scanned` rows (compared
+    with every code), `invalid` rows (not finite).
+    """
     z = z.detach().float().contiguous()
     codes = codes.detach().float().contiguous()
     index = torch.empty(len(z), dtype=torch.int64)
     distance = torch.empty(len(z), dtype=torch.float32)
-    backends.native().nearest_code(
+    counts = backends.native().nearest_code(
         z.data_ptr(),
         codes.data_ptr(),
         z.shape[0],
@@ -23,5 +33,6 @@ def nearest_code(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         index.data_ptr(),
         distance.data_ptr(),
         torch.get_num_threads(),
+        kernel,
     )
-    return index, distance
+    return index, distance, counts

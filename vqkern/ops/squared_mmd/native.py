@@ -9,7 +9,13 @@ from ... import backend as backends
 
 
 def squared_mmd(
-    x: Tensor, y: Tensor, bandwidths: Tensor, unbiased: bool, x_grad: bool, y_grad: bool
+    x: Tensor,
+    y: Tensor,
+    bandwidths: Tensor,
+    unbiased: bool,
+    x_grad: bool,
+    y_grad: bool,
+    kernel: str = "",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Value [], gradient [N, D] and gradient [M, D], float32; a gradient not asked for is [0]."""
     x = x.detach().float().contiguous()
@@ -29,5 +35,6 @@ def squared_mmd(
         gx.data_ptr() if x_grad else 0,
         gy.data_ptr() if y_grad else 0,
         torch.get_num_threads(),
+        kernel,
     )
     return torch.tensor(value, dtype=torch.float32), gx, gy

@@ -29,10 +29,9 @@ def squared_mmd(
     yy, y_self = _symmetric_sum(y, rates, unbiased, y_grad)
     xy, x_cross, y_cross = _cross_sum(x, y, rates, x_grad, y_grad)
     value = xx * weight_xx + yy * weight_yy - 2 * xy / (n * m)
-    empty = x.new_empty(0)
     # d/dy_j of sum k(y, y') counts j twice: as y and as y'.
-    gx = (2 * weight_xx * x_self - 2 / (n * m) * x_cross).to(dtype) if x_grad else empty
-    gy = (2 * weight_yy * y_self - 2 / (n * m) * y_cross).to(dtype) if y_grad else empty
+    gx = (2 * weight_xx * x_self - 2 / (n * m) * x_cross).to(dtype) if x_grad else x.new_empty(0)
+    gy = (2 * weight_yy * y_self - 2 / (n * m) * y_cross).to(dtype) if y_grad else x.new_empty(0)
     return value.to(dtype), gx, gy
 
 

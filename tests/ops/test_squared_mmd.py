@@ -1,0 +1,241 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import CPU_KERNELS, HAS_NATIVE, TOLERANCE, relative_error
+
+import vqkern
+from vqkern.ops.squared_mmd import mean_bandwidth, native, reference
+
+BACKENDS = ["torch", *(["cpp"] if HAS_NATIVE else [])]
+GOLDEN = Path(__file__).parents[1] / "data" / "mmd_loss.safetensors"
+
+
+def dense(x, y, bandwidths, estimator="biased"):
+    """The formula as written, float64, all pairs at once, through autograd."""
+
+    def kernel(a, b):
+        squared = (a[:, None] - b[None]).square().sum(-1)
+        return sum(torch.exp(-squared / width) for width in bandwidths)
+
+    def inner(a):
+        matrix = kernel(a, a)
+        if estimator == "biased":
+            return matrix.mean()
+        return (matrix.sum() - matrix.diagonal().sum()) / (len(a) * (len(a) - 1))
+
+    return inner(x) + inner(y) - 2 * kernel(x, y).mean()
+
+
+def value_and_gradients(function, x, y):
+    x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
+    value = function(x, y)
+    return value.detach(), *torch.autograd.grad(value, (x, y))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+@pytest.mark.parametrize("offset", [0, 5, 20])
+@pytest.mark.parametrize("n,m,d", [(2, 3, 1), (50, 33, 3), (100, 200, 17), (40, 1100, 8)])
+def test_value_and_gradients_against_the_dense_formula(backend, estimator, offset, n, m, d):
+    x, y = torch.randn(n, d) + offset, 1.3 * torch.randn(m, d) + offset + 0.2
+    widths = [0.5 * d, 3.0 * d, 6.0 * d]
+    truth = value_and_gradients(lambda a, b: dense(a, b, widths, estimator), x.double(), y.double())
+    result = value_and_gradients(
+        lambda a, b: vqkern.squared_mmd(a, b, widths, estimator=estimator, backend=backend), x, y
+    )
+    scale = 2 * len(widths)  # mean k(x, x) + mean k(y, y) is at most this
+    assert abs(float(result[0]) - float(truth[0])) <= 1e-6 * scale
+    assert relative_error(result[1], truth[1]) < TOLERANCE["mmd_gradient"]
+    assert relative_error(result[2], truth[2]) < TOLERANCE["mmd_gradient"]
+
+
+@pytest.mark.skipif(not HAS_NATIVE, reason="the native module is not built")
+@pytest.mark.parametrize("kernel", CPU_KERNELS)
+@pytest.mark.parametrize("widths", [[4.0], [1, 2, 4, 8, 16], [0.7, 3, 3.1, 50]], ids=str)
+def test_every_cpu_kernel(kernel, widths):
+    x, y = torch.randn(130, 9), torch.randn(77, 9) * 0.8
+    widths = torch.tensor(widths, dtype=torch.float64)
+    truth = reference.squared_mmd(x.double(), y.double(), widths, False, True, True)
+    result = native.squared_mmd(x, y, widths, False, True, True, kernel)
+    assert abs(float(result[0] - truth[0])) < 1e-6 * len(widths)
+    assert relative_error(result[1], truth[1]) < TOLERANCE["mmd_gradient"]
+    assert relative_error(result[2], truth[2]) < TOLERANCE["mmd_gradient"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_reference_program_s_formula(backend):
+    data = load_file(GOLDEN)
+    z, codebook = data["in/z"], data["in/codebook"]
+    for name, factor in (("paper_2s2", 2.0), ("paper_s2", 1.0)):
+        widths = factor * data["in/sigma2"]
+        double = value_and_gradients(
+            lambda a, b, w=widths: vqkern.squared_mmd(a, b, w), z.double(), codebook.double()
+        )
+        single = value_and_gradients(
+            lambda a, b, w=widths: vqkern.squared_mmd(a, b, w, backend=backend), z, codebook
+        )
+        for result, rtol in ((double, 1e-9), (single, 1e-5)):
+            for got, key in zip(result, ("value", "grad_z", "grad_codebook"), strict=True):
+                assert relative_error(got, data[f"out/{name}_{key}"]) < rtol, (name, key)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equal_sets_give_zero(backend):
+    x = torch.randn(333, 5) + 7
+    assert float(vqkern.squared_mmd(x, x, backend=backend)) == pytest.approx(0, abs=1e-7)
+    assert float(vqkern.squared_mmd(x, x.clone(), backend=backend)) == pytest.approx(0, abs=1e-7)
+    point = torch.ones(8, 3)
+    assert float(vqkern.squared_mmd(point, point, backend=backend)) == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_near_duplicates(backend):
+    base = torch.randn(50, 6)
+    x, y = base + 1e-4 * torch.randn(50, 6), base.repeat(2, 1) + 1e-4 * torch.randn(100, 6)
+    truth = value_and_gradients(lambda a, b: dense(a, b, [2.0, 8.0]), x.double(), y.double())
+    result = value_and_gradients(
+        lambda a, b: vqkern.squared_mmd(a, b, [2.0, 8.0], backend=backend), x, y
+    )
+    assert abs(float(result[0] - truth[0])) < 1e-6
+    # The gradient is a difference of nearly equal sums: judge it by the size of those.
+    assert float((result[2] - truth[2]).abs().max()) < 1e-5 / len(y)
+
+
+def test_gradcheck():
+    x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    for estimator in ("biased", "unbiased"):
+        assert torch.autograd.gradcheck(
+            lambda x, y, e=estimator: vqkern.squared_mmd(x, y, [1.0, 5.0], estimator=e), (x, y)
+        )
+
+
+def test_mean_bandwidth_is_the_mean_squared_distance_between_distinct_points():
+    x, y = torch.randn(13, 4) + 3, torch.randn(9, 4)
+    joint = torch.cat([x, y]).double()
+    squared = torch.cdist(joint, joint).square()
+    expected = squared.sum() / (22 * 21)
+    torch.testing.assert_close(mean_bandwidth(x, y), expected, rtol=1e-10, atol=0)
+    default = vqkern.squared_mmd(x.double(), y.double())
+    explicit = dense(x.double(), y.double(), [expected * f for f in (0.25, 0.5, 1, 2, 4)])
+    torch.testing.assert_close(default, explicit, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_what_needs_a_gradient_gets_one(backend):
+    x = torch.randn(5, 2)
+    y = torch.randn(6, 2, requires_grad=True)
+    vqkern.squared_mmd(x, y, backend=backend).backward()
+    assert y.grad is not None and x.grad is None
+    with torch.no_grad():
+        assert not vqkern.squared_mmd(x, y, backend=backend).requires_grad
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_point_that_is_not_finite_shows(backend):
+    x = torch.randn(5, 2)
+    x[1, 0] = math.nan
+    assert not math.isfinite(
+        float(vqkern.squared_mmd(x, torch.randn(6, 2), [1.0], backend=backend))
+    )
+
+
+def test_a_second_derivative_raises():
+    y = torch.randn(6, 2, requires_grad=True)
+    value = vqkern.squared_mmd(torch.randn(5, 2), y)
+    (gradient,) = torch.autograd.grad(value, y, create_graph=True)
+    with pytest.raises(RuntimeError, match="squared_mmd_backward"):
+        gradient.sum().backward()
+
+
+@pytest.mark.skipif(not HAS_NATIVE, reason="the native module is not built")
+def test_threads_do_not_change_a_bit():
+    x, y = torch.randn(700, 8), torch.randn(900, 8)
+    results = []
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        results.append(
+            value_and_gradients(lambda a, b: vqkern.squared_mmd(a, b, backend="cpp"), x, y)
+        )
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck_and_one_graph(backend):
+    x = torch.randn(7, 3, requires_grad=True)
+    y = torch.randn(5, 3, requires_grad=True)
+    widths = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    arguments = (x, y, widths, False, True, True, backend)
+    torch.library.opcheck(torch.ops.vqkern.squared_mmd.default, arguments)
+
+    def loss(x, y):
+        return vqkern.squared_mmd(x, y, backend=backend)
+
+    expected = torch.autograd.grad(loss(x, y), (x, y))
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for got, want in zip(torch.autograd.grad(compiled(x, y), (x, y)), expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize(
+    "call,error,message",
+    [
+        (
+            lambda: vqkern.squared_mmd(torch.ones(3, 2), torch.ones(3, 4)),
+            ValueError,
+            "must have the same D",
+        ),
+        (
+            lambda: vqkern.squared_mmd(torch.ones(3), torch.ones(3, 4)),
+            ValueError,
+            r"x must have shape \[N, D\]",
+        ),
+        (
+            lambda: vqkern.squared_mmd(torch.ones(3, 2), torch.ones(0, 2)),
+            ValueError,
+            "y must hold at least 1",
+        ),
+        (
+            lambda: vqkern.squared_mmd(torch.ones(1, 2), torch.ones(3, 2), estimator="unbiased"),
+            ValueError,
+            "x must hold at least 2",
+        ),
+        (
+            lambda: vqkern.squared_mmd(torch.ones(3, 2), torch.ones(3, 2), [1.0, -2.0]),
+            ValueError,
+            "bandwidths must be positive.*-2",
+        ),
+        (
+            lambda: vqkern.squared_mmd(torch.ones(3, 2), torch.ones(3, 2), []),
+            ValueError,
+            "bandwidths must be a non-empty",
+        ),
+        (
+            lambda: vqkern.squared_mmd(torch.ones(3, 2), torch.ones(3, 2), estimator="v"),
+            ValueError,
+            "estimator must be one of",
+        ),
+        (
+            lambda: vqkern.squared_mmd(torch.ones(3, 2).long(), torch.ones(3, 2)),
+            TypeError,
+            "x must be floating point",
+        ),
+    ],
+    ids=[
+        "dims",
+        "vector",
+        "empty",
+        "unbiased-of-one",
+        "negative",
+        "no-bandwidths",
+        "estimator",
+        "integer",
+    ],
+)
+def test_bad_arguments_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

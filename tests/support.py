@@ -1,0 +1,57 @@
+"""What the tests share: the tolerance table, the kernels to try, independent oracles."""
+
+from __future__ import annotations
+
+import torch
+
+from vqkern import backend
+from vqkern.ops.nearest_code import native, reference
+
+# Relative to the norm of the float64 result.
+TOLERANCE = {
+    "mmd_value": 1e-5,
+    "mmd_gradient": 1e-5,
+    "float32": 2e-6,
+}
+
+NATIVE = backend.native()
+HAS_NATIVE = not isinstance(NATIVE, ImportError)
+CPU_KERNELS = list(NATIVE.cpu_kernels()) if HAS_NATIVE else []
+SEARCHES = ["reference", *CPU_KERNELS]
+
+
+def search(which: str, z: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index and distance by the reference or by one of the native kernels."""
+    if which == "reference":
+        return reference.nearest_code(z, codes, "l2")
+    index, distance, _ = native.search(z, codes, which)
+    return index, distance
+
+
+def lattice_oracle(z: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Exact nearest codes of integer-valued points, by integer arithmetic, ties to the lowest."""
+    z, codes = z.long(), codes.long()
+    squared = (z[:, None] - codes[None]).square().sum(-1)
+    least = squared.amin(-1, keepdim=True)
+    first = torch.where(squared == least, torch.arange(len(codes)), len(codes)).amin(-1)
+    return first, least.squeeze(-1)
+
+
+def float64_distances(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Direct differences, no expansion: relative error below (D + 3) 2^-53."""
+    return (z.double()[:, None] - codes.double()[None]).square().sum(-1)
+
+
+def assert_no_regret(z: torch.Tensor, codes: torch.Tensor, index: torch.Tensor) -> None:
+    """The chosen code is at the least distance, and the first of those that float64 calls equal."""
+    squared = float64_distances(z, codes)
+    least = squared.amin(-1)
+    chosen = squared.gather(1, index[:, None]).squeeze(-1)
+    width = 4 * (z.shape[1] + 3) * 2.0**-53 * least
+    assert bool((chosen <= least + width).all()), float((chosen - least).max())
+    clear = (squared <= (least + width)[:, None]).sum(-1) == 1
+    assert torch.equal(squared.argmin(-1)[clear], index[clear])
+
+
+def relative_error(result: torch.Tensor, truth: torch.Tensor) -> float:
+    return float((result.double() - truth.double()).norm() / truth.double().norm())
