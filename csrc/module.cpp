@@ -32,7 +32,7 @@ py::dict nearest_code(uintptr_t z, uintptr_t codes, int64_t n, int64_t k, int64_
         py::gil_scoped_release release;
         counts = vqkern::nearest_code(pointer<const float>(z), pointer<const float>(codes), n, k,
                                       dim, pointer<int64_t>(index), pointer<float>(distance),
-                                      threads, *kernels.screen);
+                                      threads, kernels.screens);
     }
     py::dict result;
     result["certified"] = counts.certified;
@@ -62,9 +62,7 @@ double squared_mmd(uintptr_t x, uintptr_t y, int64_t n, int64_t m, int64_t dim,
 
 py::list cpu_kernels() {
     py::list names;
-    for (const char* name : {"AVX-512", "AVX2", "portable"}) {
-        if (vqkern::find_kernels(name) != nullptr) names.append(name);
-    }
+    for (const char* name : vqkern::kernel_names()) names.append(name);
     return names;
 }
 

@@ -1,6 +1,8 @@
 // Which kernels this CPU can run; decided at run time, so that one binary serves all.
 #pragma once
 
+#include <vector>
+
 #include "kernel_sums.h"
 #include "screen.h"
 
@@ -8,11 +10,14 @@ namespace vqkern {
 
 struct CpuKernels {
     const char* name;
-    const ScreenKernels* screen;
+    std::vector<const ScreenKernels*> screens;  // cheapest first
     const KernelSumKernels* kernel_sums;
 };
 
 // The kernels called `name`, or the best of this CPU for ""; nullptr if it cannot run them.
 const CpuKernels* find_kernels(const char* name);
+
+// What this CPU can run, fastest first.
+std::vector<const char*> kernel_names();
 
 }  // namespace vqkern

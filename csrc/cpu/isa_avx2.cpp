@@ -44,7 +44,7 @@ inline float reduce_min(Vec a) {
 
 }  // namespace
 
-const ScreenKernels kScreenAvx2 = {kRows, kGroup, screen, score_group};
+const ScreenKernels kScreenAvx2 = {Format::kFloat32, kRows, kGroup, screen, score_group};
 const KernelSumKernels kKernelSumsAvx2 = {kRows, kGroup, kernel_sums};
 
 }  // namespace vqkern

@@ -38,7 +38,7 @@ inline bool any_less_equal(Vec a, float bound) {
 
 }  // namespace
 
-const ScreenKernels kScreenAvx512 = {kRows, kGroup, screen, score_group};
+const ScreenKernels kScreenAvx512 = {Format::kFloat32, kRows, kGroup, screen, score_group};
 const KernelSumKernels kKernelSumsAvx512 = {kRows, kGroup, kernel_sums};
 
 }  // namespace vqkern

@@ -54,7 +54,7 @@ inline bool any_less_equal(Vec a, float bound) {
 
 }  // namespace
 
-const ScreenKernels kScreenPortable = {kRows, kGroup, screen, score_group};
+const ScreenKernels kScreenPortable = {Format::kFloat32, kRows, kGroup, screen, score_group};
 const KernelSumKernels kKernelSumsPortable = {kRows, kGroup, kernel_sums};
 
 }  // namespace vqkern

@@ -1,62 +1,87 @@
-// The certified screen: float32 scores of all codes, and per row the few groups of codes that could
-// still hold the nearest one.
+// The certified screen: cheap scores of all codes, and per row the few groups of codes that could still
+// hold the nearest one.
 //
 // With c the centre of the codes, the score s_k = |e_k - c|^2 / 2 - (z - c).(e_k - c) has the argmin of
-// |z - e_k|^2. Computed in float32 it is off by at most
-//     delta_k = kappa * (|z - c| |e_k - c| + |e_k - c|^2 / 2),   kappa = (D + 8) * 1.01 * 2^-24,
-// which covers the rounding of both centred vectors, of the norm, of a chain of D + 1 products and sums
-// with or without fused multiply-add, and of the thresholds below. So with U = min_k (t_k + delta_k), every
-// exact minimiser, ties included, has t_k - delta_k <= U.
+// |z - e_k|^2. Rows and codes are rounded to a format, zq and eq, in which scores t_k are computed:
+//     |t_k - s_k| <= delta_k = |z - c - zq| |e_k - c| + |zq| |e_k - c - eq| + (rounding of the sum)
+// So with U = min_k (t_k + delta_k), every exact minimiser, ties included, has t_k - delta_k <= U.
+//
+// Two formats. float32: the residuals are below 2^-24 of the norms, and the sum, a chain of D + 1 products
+// and additions with or without fused multiply-add, adds (D + 2) 2^-24 (|z||e| + h); all of it is
+// kappa (|z||e| + h) with kappa = (D + 8) 1.01 2^-24. int16: every panel of rows and every group of
+// codes has a scale; products and sums are exact integers, the residuals are measured in float64, and
+// only the half norm is rounded, to half a unit and to float32's precision.
 #pragma once
 
 #include <cstdint>
 
 namespace vqkern {
 
-// Candidate groups a row may hold; a row that needs more is served by a scan of all codes.
-constexpr int kCapacity = 32;
+// Candidate groups a row may hold; a row that needs more is screened again more precisely, or scanned.
+constexpr int kCapacity = 24;
+constexpr int kPanelRows = 16;  // lanes of the state; a panel holds at most as many rows
+
+enum class Format { kFloat32, kInt16 };
 
 struct Candidate {
     int32_t group;
     float lower;  // no code of the group scores below this
 };
 
-// Everything the screen keeps about one row.
-struct Row {
-    float upper;    // U so far, rounded up; -FLT_MAX closes the row to further candidates
-    float slope;    // kappa * |z - c|
-    int32_t count;  // candidates held
-    bool overflow;  // more groups qualified than fit
-    Candidate candidates[kCapacity];
+// Everything the screen keeps about the rows of a panel. For a row and a group,
+//     delta = slope * norm + spread * residual + largest.
+struct Panel {
+    alignas(64) float upper[kPanelRows];  // U so far, rounded up; -FLT_MAX closes the row
+    float slope[kPanelRows];              // multiplies the group's largest |e - c|
+    float spread[kPanelRows];             // multiplies the group's largest |e - c - eq|
+    float scale;                          // units of the rows: 1 for float32
+    int32_t count[kPanelRows];            // candidates held
+    bool overflow[kPanelRows];            // more groups qualified than fit
+    Candidate candidates[kPanelRows][kCapacity];
 };
 
-// Codes packed for the screen: groups of `group_size` consecutive codes, channel-major inside a group.
+// What the screen knows about a group of codes.
+struct Group {
+    float norm;      // largest |e - c|
+    float residual;  // largest |e - c - eq|
+    float largest;   // the part of delta that no row changes
+    float half_norm; // largest |e - c|^2 / 2
+    float scale;     // units of the codes: 1 for float32
+};
+
+// Codes packed in groups of `group_size` consecutive ones, centred, in units of the largest norm.
 struct PackedCodes {
-    const float* values;      // [groups][dim][group_size], centred and scaled
+    const void* values;       // float [groups][dim][group_size], int16 [groups][dim / 2][group_size][2]
     const float* half_norms;  // [groups][group_size], |e - c|^2 / 2; +inf where there is no usable code
-    const float* norms;       // [groups], largest |e - c|
-    const float* largest;     // [groups], kappa * largest |e - c|^2 / 2 + the underflow allowance
-    int64_t dim;
+    const Group* groups;
+    int64_t dim;  // even for int16
 };
 
-// The kernels of one instruction set.
+// The kernels of one instruction set and format.
 struct ScreenKernels {
+    Format format;
     int rows;        // rows of a panel
     int group_size;  // codes of a group
 
-    // Scores a panel [dim][rows] of negated, centred rows against groups [begin, end).
-    void (*screen)(const float* panel, const PackedCodes& codes, int64_t begin, int64_t end,
-                   Row* rows);
+    // Scores negated, centred rows (float [dim][rows], int16 [dim / 2][rows][2]) against groups
+    // [begin, end), and calls `append` for groups that may hold a nearest code.
+    void (*screen)(const void* rows, const PackedCodes& codes, int64_t begin, int64_t end,
+                   Panel& panel);
 
-    // Scores of one group for row `row` of a panel.
-    void (*score_group)(const float* panel, int row, const PackedCodes& codes, int64_t group,
-                        float* scores);
+    // Scores of one group for row `row` of the rows.
+    void (*score_group)(const void* rows, int row, const PackedCodes& codes, int64_t group,
+                        const Panel& panel, float* scores);
 };
+
+// A group whose least score is `least` becomes a candidate of row `row`; it lowers the row's bound if
+// `least` is known to be the score of a usable code.
+void append(Panel& panel, int row, int64_t group, float least, float delta, bool lowers);
 
 extern const ScreenKernels kScreenPortable;
 #ifdef VQKERN_X86
 extern const ScreenKernels kScreenAvx2;
 extern const ScreenKernels kScreenAvx512;
+extern const ScreenKernels kScreenAvx512Vnni;
 #endif
 
 }  // namespace vqkern

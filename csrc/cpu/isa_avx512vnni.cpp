@@ -1,0 +1,111 @@
+// The int16 screen for AVX-512 VNNI: 32 products an instruction, twice the rate of float32, and exact.
+#include <immintrin.h>
+
+#include "screen.h"
+
+namespace vqkern {
+namespace {
+
+constexpr int kRows = 12;   // 24 accumulators, 2 codes and a broadcast in 32 registers
+constexpr int kGroup = 32;  // codes, two vectors of 16 scores
+
+// The compiler's intrinsic keeps the accumulators in memory; one instruction on registers does not.
+inline void multiply_add(__m512i& sum, __m512i a, __m512i b) {
+    asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+}
+
+// Half norms in units of this panel and group. Those beyond 2^30, and the infinite ones of codes that
+// are not there, are cut: a score that is too low can only make a candidate too many, as long as it
+// does not count as an upper bound. Products stay below 2^30, so no score leaves 32 bits.
+constexpr float kCut = 0x1p30f;
+
+inline __m512i half_norms(const float* values, __m512 unit) {
+    const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(values), unit);
+    return _mm512_cvtps_epi32(_mm512_min_ps(scaled, _mm512_set1_ps(kCut)));
+}
+
+void screen(const void* rows, const PackedCodes& codes, int64_t begin, int64_t end, Panel& panel) {
+    const int32_t* z_pairs = static_cast<const int32_t*>(rows);
+    const int64_t pairs = codes.dim / 2;
+    const __m512 slope = _mm512_load_ps(panel.slope), spread = _mm512_load_ps(panel.spread);
+    for (int64_t g = begin; g < end; ++g) {
+        const Group& group = codes.groups[g];
+        const __m512i* values =
+            static_cast<const __m512i*>(codes.values) + g * pairs * (kGroup / 16);
+        const float unit = panel.scale * group.scale;
+        const __m512i first = half_norms(codes.half_norms + g * kGroup, _mm512_set1_ps(unit));
+        const __m512i second = half_norms(codes.half_norms + g * kGroup + 16, _mm512_set1_ps(unit));
+        __m512i low[kRows], high[kRows];
+#pragma GCC unroll 12
+        for (int r = 0; r < kRows; ++r) {
+            low[r] = first;
+            high[r] = second;
+        }
+        for (int64_t d = 0; d < pairs; ++d) {
+            const __m512i a = _mm512_load_si512(values + 2 * d);
+            const __m512i b = _mm512_load_si512(values + 2 * d + 1);
+#pragma GCC unroll 12
+            for (int r = 0; r < kRows; ++r) {
+                const __m512i z = _mm512_set1_epi32(z_pairs[d * kRows + r]);
+                multiply_add(low[r], z, a);
+                multiply_add(high[r], z, b);
+            }
+        }
+        const __m512 delta =
+            _mm512_fmadd_ps(slope, _mm512_set1_ps(group.norm),
+                            _mm512_fmadd_ps(spread, _mm512_set1_ps(group.residual),
+                                            _mm512_set1_ps(group.largest)));
+        // The bound in whole units, rounded up; scores stay within +-2^31, so a cut bound is no loss.
+        const __m512 bound = _mm512_mul_ps(_mm512_add_ps(_mm512_load_ps(panel.upper), delta),
+                                           _mm512_set1_ps(unit));
+        const __m512 cut = _mm512_max_ps(_mm512_min_ps(bound, _mm512_set1_ps(0x1.fffffcp30f)),
+                                         _mm512_set1_ps(-0x1p31f));
+        alignas(64) int32_t bounds[kPanelRows];
+        _mm512_store_si512(
+            bounds, _mm512_cvt_roundps_epi32(cut, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC));
+        uint32_t hit = 0;
+#pragma GCC unroll 12
+        for (int r = 0; r < kRows; ++r) {
+            low[r] = _mm512_min_epi32(low[r], high[r]);
+            const __mmask16 below = _mm512_cmple_epi32_mask(low[r], _mm512_set1_epi32(bounds[r]));
+            hit |= static_cast<uint32_t>(below != 0) << r;
+        }
+        if (__builtin_expect(hit != 0, 0)) {
+            alignas(64) __m512i scores[kRows];
+#pragma GCC unroll 12
+            for (int r = 0; r < kRows; ++r) _mm512_store_si512(&scores[r], low[r]);
+            alignas(64) float deltas[kPanelRows];
+            _mm512_store_ps(deltas, delta);
+            for (; hit != 0; hit &= hit - 1) {
+                const int r = __builtin_ctz(hit);
+                const int32_t least = _mm512_reduce_min_epi32(_mm512_load_si512(&scores[r]));
+                const bool lowers = least < (1 << 30) && unit * group.half_norm < kCut;
+                append(panel, r, g, static_cast<float>(least) / unit, deltas[r], lowers);
+            }
+        }
+    }
+}
+
+void score_group(const void* rows, int row, const PackedCodes& codes, int64_t g, const Panel& panel,
+                 float* scores) {
+    const int32_t* z_pairs = static_cast<const int32_t*>(rows);
+    const int64_t pairs = codes.dim / 2;
+    const float unit = panel.scale * codes.groups[g].scale;
+    const __m512i* values = static_cast<const __m512i*>(codes.values) + g * pairs * (kGroup / 16);
+    __m512i low = half_norms(codes.half_norms + g * kGroup, _mm512_set1_ps(unit));
+    __m512i high = half_norms(codes.half_norms + g * kGroup + 16, _mm512_set1_ps(unit));
+    for (int64_t d = 0; d < pairs; ++d) {
+        const __m512i z = _mm512_set1_epi32(z_pairs[d * kRows + row]);
+        multiply_add(low, z, _mm512_load_si512(values + 2 * d));
+        multiply_add(high, z, _mm512_load_si512(values + 2 * d + 1));
+    }
+    const __m512 back = _mm512_set1_ps(1.0f / unit);
+    _mm512_storeu_ps(scores, _mm512_mul_ps(_mm512_cvtepi32_ps(low), back));
+    _mm512_storeu_ps(scores + 16, _mm512_mul_ps(_mm512_cvtepi32_ps(high), back));
+}
+
+}  // namespace
+
+const ScreenKernels kScreenAvx512Vnni = {Format::kInt16, kRows, kGroup, screen, score_group};
+
+}  // namespace vqkern
