@@ -60,6 +60,11 @@ double squared_mmd(uintptr_t x, uintptr_t y, int64_t n, int64_t m, int64_t dim,
                                *kernels.kernel_sums);
 }
 
+double fma_peak(int threads, double seconds) {
+    py::gil_scoped_release release;
+    return vqkern::fma_peak(*vqkern::find_kernels("")->fma_loop, threads, seconds);
+}
+
 py::list cpu_kernels() {
     py::list names;
     for (const char* name : vqkern::kernel_names()) names.append(name);
@@ -79,6 +84,8 @@ PYBIND11_MODULE(_native, module) {
                py::arg("dim"), py::arg("bandwidths"), py::arg("num_bandwidths"),
                py::arg("unbiased"), py::arg("x_grad"), py::arg("y_grad"), py::arg("threads"),
                py::arg("kernel") = "");
+    module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("seconds") = 0.2,
+               "GFLOP/s of float32 multiply-adds in registers.");
     module.attr("most_bandwidths") = vqkern::kMostBandwidths;
     module.def("cpu_kernels", &cpu_kernels, "Kernels this CPU can run, fastest first.");
 }

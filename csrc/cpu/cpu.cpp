@@ -25,11 +25,11 @@ struct Entry {
 
 const Entry kEntries[] = {
 #ifdef VQKERN_X86
-    {has_vnni, {"AVX-512 VNNI", {&kScreenAvx512Vnni, &kScreenAvx512}, &kKernelSumsAvx512}},
-    {has_avx512, {"AVX-512", {&kScreenAvx512}, &kKernelSumsAvx512}},
-    {has_avx2, {"AVX2", {&kScreenAvx2}, &kKernelSumsAvx2}},
+    {has_vnni, {"AVX-512 VNNI", {&kScreenAvx512Vnni, &kScreenAvx512}, &kKernelSumsAvx512, &kFmaLoopAvx512}},
+    {has_avx512, {"AVX-512", {&kScreenAvx512}, &kKernelSumsAvx512, &kFmaLoopAvx512}},
+    {has_avx2, {"AVX2", {&kScreenAvx2}, &kKernelSumsAvx2, &kFmaLoopAvx2}},
 #endif
-    {always, {"portable", {&kScreenPortable}, &kKernelSumsPortable}},
+    {always, {"portable", {&kScreenPortable}, &kKernelSumsPortable, &kFmaLoopPortable}},
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "fma_peak.h"
 #include "kernel_sums.h"
 #include "screen.h"
 
@@ -12,6 +13,7 @@ struct CpuKernels {
     const char* name;
     std::vector<const ScreenKernels*> screens;  // cheapest first
     const KernelSumKernels* kernel_sums;
+    const FmaLoop* fma_loop;
 };
 
 // The kernels called `name`, or the best of this CPU for ""; nullptr if it cannot run them.

@@ -3,6 +3,7 @@
 
 #include <cfloat>
 
+#include "fma_peak.h"
 #include "kernel_sums.h"
 #include "screen.h"
 
@@ -42,9 +43,12 @@ inline float reduce_min(Vec a) {
 
 #include "kernel_sums.inc"
 
+#include "fma_peak.inc"
+
 }  // namespace
 
 const ScreenKernels kScreenAvx2 = {Format::kFloat32, kRows, kGroup, screen, score_group};
+const FmaLoop kFmaLoopAvx2 = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsAvx2 = {kRows, kGroup, kernel_sums};
 
 }  // namespace vqkern

@@ -3,6 +3,7 @@
 
 #include <cfloat>
 
+#include "fma_peak.h"
 #include "kernel_sums.h"
 #include "screen.h"
 
@@ -36,9 +37,12 @@ inline bool any_less_equal(Vec a, float bound) {
 
 #include "kernel_sums.inc"
 
+#include "fma_peak.inc"
+
 }  // namespace
 
 const ScreenKernels kScreenAvx512 = {Format::kFloat32, kRows, kGroup, screen, score_group};
+const FmaLoop kFmaLoopAvx512 = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsAvx512 = {kRows, kGroup, kernel_sums};
 
 }  // namespace vqkern

@@ -2,6 +2,7 @@
 #include <cfloat>
 #include <cstring>
 
+#include "fma_peak.h"
 #include "kernel_sums.h"
 #include "screen.h"
 
@@ -52,9 +53,12 @@ inline bool any_less_equal(Vec a, float bound) {
 
 #include "kernel_sums.inc"
 
+#include "fma_peak.inc"
+
 }  // namespace
 
 const ScreenKernels kScreenPortable = {Format::kFloat32, kRows, kGroup, screen, score_group};
+const FmaLoop kFmaLoopPortable = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsPortable = {kRows, kGroup, kernel_sums};
 
 }  // namespace vqkern

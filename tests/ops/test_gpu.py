@@ -1,0 +1,109 @@
+"""The Triton kernels on a GPU: exactness, determinism, and the layers that use them."""
+
+import math
+
+import pytest
+import torch
+from support import assert_no_regret, lattice_oracle, relative_error
+
+import vqkern
+
+pytestmark = pytest.mark.gpu
+
+SHAPES = [
+    (1, 1, 1),
+    (63, 100, 3),
+    (1000, 4097, 8),
+    (129, 5000, 17),
+    (300, 3000, 64),
+    (65, 700, 300),
+]
+
+
+def nearest(z, codes):
+    result = vqkern.nearest_code(z.cuda(), codes.cuda(), backend="triton")
+    return result.index.cpu(), result.distance.cpu()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("n,k,d", SHAPES)
+def test_integer_lattice_bit_for_bit(n, k, d, dtype):
+    z = torch.randint(-8, 9, (n, d)).to(dtype)
+    codes = torch.randint(-8, 9, (k, d)).to(dtype)
+    index, distance = nearest(z, codes)
+    expected, squared = lattice_oracle(z, codes)
+    assert torch.equal(index, expected)
+    assert torch.equal(distance, squared.float())
+
+
+@pytest.mark.parametrize("offset", [0, 10, 100, 1000])
+@pytest.mark.parametrize("n,k,d", SHAPES)
+def test_no_regret_off_centre(n, k, d, offset):
+    z, codes = torch.randn(n, d) + offset, torch.randn(k, d) + offset
+    assert_no_regret(z, codes, nearest(z, codes)[0])
+
+
+def test_ties_and_values_that_are_not_finite():
+    codes = torch.randn(20, 5).repeat(30, 1)
+    z = torch.randn(50, 5)
+    z[7, 2], codes[0, 0] = math.nan, math.inf
+    index, distance = nearest(z, codes)
+    assert index[7] == -1 and distance[7] == math.inf
+    rest = torch.arange(50) != 7
+    assert bool((index[rest] >= 1).all()) and bool((index[rest] <= 20).all())
+    expected = vqkern.nearest_code(z, codes, backend="torch").index
+    assert torch.equal(index, expected)
+
+
+def test_all_codes_equal():
+    index, distance = nearest(torch.zeros(9, 4), torch.ones(20000, 4))
+    assert not index.any() and bool((distance == 4).all())
+
+
+@pytest.mark.parametrize("n,k,d", [(4096, 65536, 16), (512, 16384, 256), (3, 262144, 32)])
+def test_large_codebooks_agree_with_the_cpu_and_250_runs_agree(n, k, d):
+    z, codes = torch.randn(n, d), torch.randn(k, d)
+    index, distance = nearest(z, codes)
+    expected = vqkern.nearest_code(z, codes)
+    assert torch.equal(index, expected.index)
+    assert torch.equal(distance, expected.distance)
+    z, codes = z.cuda(), codes.cuda()
+    for _ in range(250):
+        again = vqkern.nearest_code(z, codes, backend="triton")
+        assert torch.equal(again.index.cpu(), index) and torch.equal(again.distance.cpu(), distance)
+
+
+def test_code_sums():
+    z, index = torch.randn(20000, 33), torch.randint(-1, 3000, (20000,))
+    expected = vqkern.code_sums(z, index, 3000)
+    runs = [vqkern.code_sums(z.cuda(), index.cuda(), 3000, backend="triton") for _ in range(20)]
+    assert torch.equal(runs[0].count.cpu(), expected.count)
+    torch.testing.assert_close(runs[0].total.cpu(), expected.total, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(run.total, runs[0].total) for run in runs)
+
+
+@pytest.mark.parametrize("n,m,d", [(500, 700, 8), (3000, 5000, 16), (100, 90, 64)])
+@pytest.mark.parametrize("offset", [0, 20])
+def test_squared_mmd(n, m, d, offset):
+    x, y = torch.randn(n, d) + offset, 1.2 * torch.randn(m, d) + offset
+    widths = [1.0 * d, 2.0 * d, 4.0 * d]
+    double = [t.double().requires_grad_() for t in (x, y)]
+    truth = vqkern.squared_mmd(*double, widths)
+    truth.backward()
+    single = [t.cuda().requires_grad_() for t in (x, y)]
+    value = vqkern.squared_mmd(*single, widths, backend="triton")
+    value.backward()
+    assert abs(float(value) - float(truth)) < 1e-6 * 2 * len(widths)
+    for got, want in zip(single, double, strict=True):
+        assert relative_error(got.grad.cpu(), want.grad) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["vanilla", "ema", "mmd"])
+def test_a_layer_trains(name):
+    q = vqkern.build_quantizer(name, dim=8, codebook_size=4096, channel_dim=1).cuda()
+    z = torch.randn(4, 8, 16, 16, device="cuda", requires_grad=True)
+    result = q(z)
+    (result.quantized.sum() + result.loss).backward()
+    assert bool(z.grad.isfinite().all()) and bool(q.codes.isfinite().all())
+    q.eval()
+    assert torch.equal(q.decode(q.encode(z)), q(z).quantized)
