@@ -1,16 +1,17 @@
 """Triton kernels of `nearest_code` for squared L2: a certified fp16 screen, then an exact decision.
 
-1. Codes and rows are centred on the mean code, scaled by powers of two and rounded to fp16. The norms of
-   what rounding dropped are measured in float64, not estimated.
-2. The screen scores all codes on tensor cores, t = |e|^2 / 2 - z.e. A group is a run of consecutive codes;
-   with the largest norms of the group, its lowest score is off by at most Delta. Each row keeps, in
-   registers, the groups with the lowest t - Delta (three for each quarter of the tile's groups), the
-   fourth lowest of these bounds, and the upper bound U = min (t + Delta). Every nearest code is in a
-   group with t - Delta <= U.
-3. Rescoring takes the kept groups with t - Delta <= U: |z - e|^2 of the values as given, in float64 and in
-   channel order, and where float64 cannot tell two codes apart, the sign of the difference from error-free
-   transformations. If the fourth lowest bound is <= U too, the row may have lost a group: it is scanned
-   over all codes in the same exact way, as are rows too far from all codes for the screen's range.
+1. Codes and rows are centred on the mean code, scaled by powers of two and rounded to fp16. The
+   norms of what rounding dropped are measured in float64, not estimated.
+2. The screen scores all codes on tensor cores, t = |e|^2 / 2 - z.e. A group is a run of
+   consecutive codes; with the largest norms of the group, its lowest score is off by at most
+   Delta. Each row keeps, in registers, the groups with the lowest t - Delta (three for each
+   quarter of the tile's groups), the fourth lowest of these bounds, and the upper bound U = min
+   (t + Delta). Every nearest code is in a group with t - Delta <= U.
+3. Rescoring takes the kept groups with t - Delta <= U: |z - e|^2 of the values as given, in
+   float64 and in channel order, and where float64 cannot tell two codes apart, the sign of the
+   difference from error-free transformations. If the fourth lowest bound is <= U too, the row may
+   have lost a group: it is scanned over all codes in the same exact way, as are rows too far from
+   all codes for the screen's range.
 
 No atomics, no list in memory that grows, no host synchronisation: same inputs, same bits.
 """
@@ -22,6 +23,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_exact import challenge
+
 # What becomes of a row.
 NO_CODE = tl.constexpr(0)  # not finite: index -1, distance inf
 SCREENED = tl.constexpr(1)
@@ -30,28 +33,25 @@ SCANNED = tl.constexpr(2)
 KEPT = tl.constexpr(3)  # groups a row keeps for each quarter
 DEPTH = tl.constexpr(4)  # KEPT and the bound of the best group that was not kept
 
-# fp16 holds up to 65504: the largest element lies in [2^13, 2^14], so that codes far smaller than an
-# outlier keep their precision too.
+# fp16 holds up to 65504: the largest element lies in [2^13, 2^14], so that codes far smaller than
+# an outlier keep their precision too.
 TOP_EXPONENT = tl.constexpr(13)
-# Row scales within 2^-90 .. 2^90 keep all products of the screen inside float32.
-ROW_EXPONENT = tl.constexpr(90)
+# Row scales within 2^-60 .. 2^60 keep all products of the screen inside float32.
+ROW_EXPONENT = tl.constexpr(60)
 # float32 may flush what is smaller than 2^-126; all other terms of the bound are relative.
 UNDERFLOW = tl.constexpr(2.0**-100)
 # Rounds a bound up, whatever the few float32 operations on it do.
 UPWARDS = tl.constexpr(1 + 2.0**-19)
-SPLITTER = tl.constexpr(134217729.0)  # 2^27 + 1: splits a float64 into two halves of 26 bits
-# Error of a difference of distances in four float64 parts, relative to the distance. A difference below
-# it is a tie: exact as long as one row's non-zero values and differences span less than 2^50.
-TIE = tl.constexpr(2.0**-160)
 
 _SURVEY_ROWS = 128
+_ROUNDED_ROWS = 64
 _MAX_SPLITS = 64
 _SCAN_CODES = 256
 _SCAN_WARPS = 8
 
 
 class Tile(NamedTuple):
-    """Tile of the screen; `resident`: a row block's channels stay on chip, else they are looped over."""
+    """Tile of the screen; `resident`: all channels of its rows stay on chip, else they loop."""
 
     rows: int
     codes: int
@@ -66,15 +66,20 @@ class Tile(NamedTuple):
         return rows + self.stages * per_stage if self.resident else self.stages * (rows + per_stage)
 
 
-# By padded D; a device takes the first tile that fits its shared memory.
+# By padded D; a device takes the first tile that fits its shared memory. Chosen so that nothing
+# spills on sm_80, sm_90, sm_100 and sm_120.
 TILES = {
-    16: (Tile(128, 128, 16, 4, 3, True),),
-    32: (Tile(128, 128, 32, 4, 3, True),),
-    64: (Tile(128, 128, 64, 4, 3, True),),
-    128: (Tile(128, 128, 128, 8, 3, True), Tile(128, 128, 64, 8, 2, False)),
-    256: (Tile(128, 128, 256, 8, 2, True), Tile(128, 128, 64, 8, 2, False)),
+    16: (Tile(128, 128, 16, 8, 3, True),),
+    32: (Tile(128, 128, 32, 8, 3, True),),
+    64: (Tile(128, 128, 64, 8, 3, True),),
+    128: (Tile(128, 128, 128, 8, 3, True), Tile(128, 128, 128, 8, 2, True)),
+    256: (
+        Tile(128, 128, 256, 8, 2, True),
+        Tile(64, 128, 256, 8, 2, True),
+        Tile(64, 128, 256, 8, 1, True),
+    ),
 }
-_LARGE = (Tile(128, 128, 64, 8, 3, False), Tile(128, 128, 64, 8, 2, False))
+WIDE_TILE = Tile(64, 128, 64, 8, 3, False)
 
 
 @triton.jit
@@ -103,7 +108,7 @@ def _is_finite(x):
 
 @triton.jit
 def _keep(v, i, v0, v1, v2, v3, i0, i1, i2):
-    """Insert (v, i) into the ascending v0 <= v1 <= v2 with indices, and v3, the lowest of the rest."""
+    """Insert (v, i) into v0 <= v1 <= v2 and their indices; v3 is the lowest of what did not fit."""
     c = v < v0
     v, v0 = tl.where(c, v0, v), tl.where(c, v, v0)
     i, i0 = tl.where(c, i0, i), tl.where(c, i, i0)
@@ -116,138 +121,12 @@ def _keep(v, i, v0, v1, v2, v3, i0, i1, i2):
     return v0, v1, v2, tl.minimum(v, v3), i0, i1, i2
 
 
-@triton.jit
-def _two_sum(a, b):
-    high = a + b
-    virtual = high - a
-    return high, (a - (high - virtual)) + (b - virtual)
-
-
-@triton.jit
-def _two_product(a, b):
-    # Dekker's splitting needs no fused multiply-add, which the interpreter does not have.
-    high = a * b
-    a_high = a * SPLITTER
-    a_high = a_high - (a_high - a)
-    b_high = b * SPLITTER
-    b_high = b_high - (b_high - b)
-    a_low = a - a_high
-    b_low = b - b_high
-    return high, ((a_high * b_high - high) + a_high * b_low + a_low * b_high) + a_low * b_low
-
-
-@triton.jit
-def _add(s0, s1, s2, s3, x):
-    s0, x = _two_sum(s0, x)
-    s1, x = _two_sum(s1, x)
-    s2, x = _two_sum(s2, x)
-    return s0, s1, s2, s3 + x
-
-
-@triton.jit
-def _add_square(s0, s1, s2, s3, a, b, sign):
-    """Add sign * (a - b)^2 to a sum of four parts; sign is 1 or -1."""
-    high, low = _two_sum(a, -b)
-    p, r = _two_product(high, sign * high)
-    s0, s1, s2, s3 = _add(s0, s1, s2, s3, p)
-    s0, s1, s2, s3 = _add(s0, s1, s2, s3, r)
-    p, r = _two_product(2 * high, sign * low)
-    s0, s1, s2, s3 = _add(s0, s1, s2, s3, p)
-    s0, s1, s2, s3 = _add(s0, s1, s2, s3, r)
-    p, r = _two_product(low, sign * low)
-    s0, s1, s2, s3 = _add(s0, s1, s2, s3, p)
-    return _add(s0, s1, s2, s3, r)
-
-
-@triton.jit
-def _renormalise(s0, s1, s2, s3):
-    s2, s3 = _two_sum(s2, s3)
-    s1, s2 = _two_sum(s1, s2)
-    s0, s1 = _two_sum(s0, s1)
-    return s0, s1, s2, s3
-
-
-@triton.jit
-def _distances(z, codes, code, valid, D: tl.constexpr):
-    """|z - e|^2 of one row and some codes, summed in channel order; inf for a code that is not finite."""
-    total = tl.zeros(code.shape, tl.float64)
-    for d in range(D):
-        e = tl.load(codes + code * D + d, mask=valid, other=0.0).to(tl.float64)
-        difference = tl.load(z + d).to(tl.float64) - e
-        total += difference * difference
-    # Squares of finite float32 cannot overflow float64, and NaN fails the comparison.
-    return tl.where(valid & (total < float("inf")), total, float("inf"))
-
-
-@triton.jit
-def _differ(codes, champion, code, valid, D: tl.constexpr):
-    """Whether a code is another vector than the champion; -0.0 equals 0.0."""
-    differ = tl.zeros(code.shape, tl.int32)
-    for d in range(D):
-        a = tl.load(codes + champion * D + d)
-        e = tl.load(codes + code * D + d, mask=valid, other=0.0)
-        differ |= (e != a).to(tl.int32)
-    return valid & (differ != 0)
-
-
-@triton.jit
-def _nearer(z, codes, champion, key, code, valid, D: tl.constexpr):
-    """Whether |z - e|^2 < |z - champion|^2 in real arithmetic; key is about |z - champion|^2."""
-    s0 = tl.zeros(code.shape, tl.float64)
-    s1 = s0
-    s2 = s0
-    s3 = s0
-    for d in range(D):
-        row = tl.load(z + d).to(tl.float64) + tl.zeros(code.shape, tl.float64)
-        a = tl.load(codes + champion * D + d).to(tl.float64)
-        e = tl.load(codes + code * D + d, mask=valid, other=0.0).to(tl.float64)
-        s0, s1, s2, s3 = _add_square(s0, s1, s2, s3, row, a, 1.0)
-        s0, s1, s2, s3 = _add_square(s0, s1, s2, s3, row, e, -1.0)
-    s0, s1, s2, s3 = _renormalise(s0, s1, s2, s3)
-    s0, s1, s2, s3 = _renormalise(s0, s1, s2, s3)
-    s0, s1, s2, s3 = _renormalise(s0, s1, s2, s3)
-    return valid & (s0 > key * TIE)
-
-
-@triton.jit
-def _challenge(z, codes, first, num_codes, best, best_key, D: tl.constexpr, CODES: tl.constexpr):
-    """The nearest of `best` (-1: none yet) and of CODES codes from `first` on, all of them above it."""
-    code = first + tl.arange(0, CODES).to(tl.int64)
-    key = _distances(z, codes, code, code < num_codes, D)
-    least = tl.minimum(tl.min(key, 0), best_key)
-    # Each key is off by (D + 3) 2^-53 of itself at most: beyond this limit no code is the nearest.
-    limit = least + least * (4 * (D + 3) * 2.0**-53)
-    near = (key <= limit) & (key < float("inf"))
-    held = (best >= 0) & (best_key <= limit)
-    count = tl.sum(near.to(tl.int32), 0)
-    if count > 0:
-        lowest = tl.min(tl.where(near, code, num_codes.to(tl.int64)), 0)
-        lowest_key = tl.sum(tl.where(code == lowest, key, 0.0), 0)
-        best = tl.where(held, best, lowest)
-        best_key = tl.where(held, best_key, lowest_key)
-        near = near & (code != best)
-        undecided = tl.sum(near.to(tl.int32), 0)
-        if undecided > 0:
-            # Duplicates are the usual tie, and the lower index has won it.
-            near = _differ(codes, best, code, near, D)
-            undecided = tl.sum(near.to(tl.int32), 0)
-        while undecided > 0:
-            near = _nearer(z, codes, best, best_key, code, near, D)
-            undecided = tl.sum(near.to(tl.int32), 0)
-            if undecided > 0:
-                best = tl.min(tl.where(near, code, num_codes.to(tl.int64)), 0)
-                best_key = tl.sum(tl.where(code == best, key, 0.0), 0)
-                near = near & (code != best)
-                undecided = tl.sum(near.to(tl.int32), 0)
-    return best, best_key
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["num_codes"])
 def _survey_kernel(
     codes, finite, total, low, high, num_codes,
     D: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Which codes are finite; sum, minimum and maximum of each channel over a block's finite codes."""
+    """Which codes are finite; each channel's sum, minimum and maximum over the finite ones."""
     block = tl.program_id(0).to(tl.int64)
     row = block * ROWS + tl.arange(0, ROWS)
     inside = row < num_codes
@@ -269,16 +148,17 @@ def _survey_kernel(
         tl.store(high + out, tl.max(tl.where(mask, value, float("-inf")), 0), mask=channel < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_codes", "g"])
 def _round_codes_kernel(
     codes, finite, centre, spread, rounded, half_norm, reach, slack, floor, num_codes, g,
     D: tl.constexpr, WIDTH: tl.constexpr, CODES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """One tile of codes in fp16, [CODES, WIDTH] with zeros beyond D, and the bounds of its four groups.
+    """One tile of codes in fp16, [CODES, WIDTH], zeros beyond D, and the bounds of its groups.
 
-    Delta = |z - zq| reach + |zq| slack + floor. Codes are stored in the order in which a quarter of a
-    tile lies in one thread of an MMA accumulator (columns 2q and 2q + 1 of every eight), so that the
-    minimum over a group needs no other thread; a group is still a run of consecutive codes.
+    Delta = |z - zq| reach + |zq| slack + floor. Codes are stored in the order in which a quarter
+    of a tile lies in one thread of an MMA accumulator (columns 2q and 2q + 1 of every eight), so
+    that the minimum over a group needs no other thread; a group is still a run of consecutive
+    codes.
     """
     tile = tl.program_id(0).to(tl.int64)
     slot = tl.arange(0, CODES)
@@ -314,7 +194,7 @@ def _round_codes_kernel(
     tl.store(floor + out, (g * 0.5 * most * UPWARDS + UNDERFLOW).to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _round_rows_kernel(
     z, centre, spread, rounded, scales, residuals, norms, state, num_rows,
     D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -364,7 +244,7 @@ def _round_rows_kernel(
     tl.store(norms + row, (scale * norm * UPWARDS).to(tl.float32), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_tiles", "tiles_per_split", "num_splits"])
 def _screen_kernel(
     rows_rounded, scales, residuals, norms, codes_rounded, half_norm, reach, slack, floor,
     lower, group, upper, num_rows, num_tiles, tiles_per_split, num_splits,
@@ -447,7 +327,7 @@ def _screen_kernel(
     tl.store(group + out + 8, i2, mask=inside[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_codes"])
 def _rescore_kernel(
     z, codes, state, lower, group, upper, index, distance, num_codes,
     D: tl.constexpr, SPLITS: tl.constexpr, GROUP: tl.constexpr,
@@ -463,7 +343,7 @@ def _rescore_kernel(
     possible = (bound <= u) & (bound < float("inf"))
     lost = tl.sum((possible & (kept == 0)).to(tl.int32), 0) > 0
     if (kind == SCREENED) & lost:
-        tl.store(state + row, SCANNED.to(tl.int8))
+        tl.store(state + row, SCANNED)
     open = possible & kept & (kind == SCREENED) & (lost == 0)
     best = tl.full([], -1, tl.int64)
     best_key = tl.full([], float("inf"), tl.float64)
@@ -471,7 +351,7 @@ def _rescore_kernel(
     while left > 0:
         # Groups in ascending order: a code met later loses a tie.
         next = tl.min(tl.where(open, id, 2147483647), 0)
-        best, best_key = _challenge(
+        best, best_key = challenge(
             z + row * D, codes, next.to(tl.int64) * GROUP, num_codes, best, best_key, D, GROUP
         )
         open = open & (id != next)
@@ -480,39 +360,46 @@ def _rescore_kernel(
     tl.store(distance + row, best_key.to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_codes"])
 def _scan_kernel(
-    z, codes, state, index, distance, num_rows, num_codes,
+    z, codes, spread, state, index, distance, num_rows, num_codes,
     D: tl.constexpr, CODES: tl.constexpr,
 ):  # fmt: skip
     """The exact decision over all codes, for the rows that the screen could not narrow down."""
+    differ = tl.load(spread) > 0
     for i in range(tl.program_id(0), num_rows, tl.num_programs(0)):
         row = tl.cast(i, tl.int64)
         if tl.load(state + row) == SCANNED:
             best = tl.full([], -1, tl.int64)
             best_key = tl.full([], float("inf"), tl.float64)
             for first in range(0, num_codes, CODES):
-                best, best_key = _challenge(
-                    z + row * D, codes, tl.cast(first, tl.int64), num_codes, best, best_key, D, CODES
-                )
+                # Where all finite codes are one vector, as in a codebook that starts at zero, the
+                # first of them wins.
+                if differ | (best < 0):
+                    best, best_key = challenge(
+                        z + row * D, codes, tl.cast(first, tl.int64), num_codes,
+                        best, best_key, D, CODES,
+                    )  # fmt: skip
             tl.store(index + row, best)
             tl.store(distance + row, best_key.to(tl.float32))
 
 
 def padded_width(d: int) -> int:
-    """Channels of the rounded copies: a power of two, at least the 16 of one MMA, or a multiple of 64."""
+    """Channels of the rounded copies: a power of two from 16 on, or a multiple of 64 above 256."""
     return max(16, triton.next_power_of_2(d)) if d <= 256 else triton.cdiv(d, 64) * 64
 
 
 def choose_tile(d: int, shared_limit: int) -> Tile:
-    """The screen's tile for D channels on a device with `shared_limit` bytes of shared memory a block."""
-    tiles = TILES.get(padded_width(d), _LARGE)
+    """The screen's tile for D channels and `shared_limit` bytes of shared memory a block."""
+    tiles = TILES.get(padded_width(d), (WIDE_TILE,))
     return next((tile for tile in tiles if tile.shared_bytes() <= shared_limit), tiles[-1])
 
 
 def accumulation_error(d: int) -> float:
-    """g: what tensor cores that truncate lose in D products, relative to |zq||eq| + h, and some more for
-    the few float32 operations on scores and bounds."""
+    """g: what D products lose on tensor cores that truncate, relative to |zq||eq| + h.
+
+    The last term is for the few float32 operations on scores and bounds.
+    """
     return 17 * triton.cdiv(d, 16) * 2.0**-23 + 2.0**-20
 
 
@@ -520,11 +407,23 @@ def nearest_code(z: Tensor, codes: Tensor, *, splits: int | None = None) -> tupl
     """Index int64 [N] and squared distance float32 [N] of z [N, D] and codes [K, D].
 
     float16, bfloat16 or float32 each, any strides. `splits` fixes in how many parts the codes are
-    screened (a power of two, for tests); by default it depends on N and the device. The result does not
-    depend on it.
+    screened (a power of two, for tests); by default it depends on N and the device. The result
+    does not depend on it.
     """
     index, distance, _ = _search(z, codes, splits)
     return index, distance
+
+
+class Screen(NamedTuple):
+    """What the screen leaves for rescoring."""
+
+    tile: Tile
+    centre: Tensor  # [D] float32
+    spread: Tensor  # largest |e - c| of a channel, float64
+    state: Tensor  # [N] int8
+    lower: Tensor  # [N, splits, DEPTH, 4]: t - Delta, ascending along DEPTH
+    group: Tensor  # [N, splits, DEPTH, 4]: whose bound it is; nothing at the last depth
+    upper: Tensor  # [N, splits, 4]: min (t + Delta)
 
 
 def _search(z: Tensor, codes: Tensor, splits: int | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -533,19 +432,37 @@ def _search(z: Tensor, codes: Tensor, splits: int | None) -> tuple[Tensor, Tenso
     (n, d), k, device = z.shape, len(codes), z.device
     index = torch.empty(n, dtype=torch.int64, device=device)
     distance = torch.empty(n, dtype=torch.float32, device=device)
-    state = torch.empty(n, dtype=torch.int8, device=device)
     if n == 0:
-        return index, distance, state
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        processors, shared = (
-            properties.multi_processor_count,
-            properties.shared_memory_per_block_optin,
-        )
-    else:
-        processors, shared = 2, 1 << 18
+        return index, distance, torch.empty(0, dtype=torch.int8, device=device)
+    with torch.cuda.device_of(z):
+        s = _screen(z, codes, splits)
+        # Contraction would break the error-free transformations.
+        _rescore_kernel[(n,)](
+            z, codes, s.state, s.lower, s.group, s.upper, index, distance, k, d, s.lower.shape[1],
+            s.tile.codes // 4, num_warps=1, enable_fp_fusion=False,
+        )  # fmt: skip
+        _scan_kernel[(min(n, 4 * _device_limits(device)[0]),)](
+            z, codes, s.spread, s.state, index, distance, n, k, d, _SCAN_CODES,
+            num_warps=_SCAN_WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
+    return index, distance, s.state
+
+
+def _device_limits(device: torch.device) -> tuple[int, int]:
+    """Multiprocessors, and bytes of shared memory a block may use."""
+    if device.type != "cuda":
+        return 2, 1 << 18
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.shared_memory_per_block_optin
+
+
+def _screen(z: Tensor, codes: Tensor, splits: int | None) -> Screen:
+    """Round contiguous z and codes to fp16, with bounds, and score all codes."""
+    (n, d), k, device = z.shape, len(codes), z.device
+    processors, shared = _device_limits(device)
     tile = choose_tile(d, shared)
-    width, channels = padded_width(d), min(padded_width(d), 64)
+    width = padded_width(d)
+    channels = min(width, 64)
     tiles, row_blocks = triton.cdiv(k, tile.codes), triton.cdiv(n, tile.rows)
     if splits is None:
         wanted = min(triton.cdiv(2 * processors, row_blocks), triton.cdiv(tiles, 4), _MAX_SPLITS)
@@ -554,52 +471,42 @@ def _search(z: Tensor, codes: Tensor, splits: int | None) -> tuple[Tensor, Tenso
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
-    with torch.cuda.device_of(z):
-        blocks = triton.cdiv(k, _SURVEY_ROWS)
-        finite = empty(k, dtype=torch.int8)
-        total, low, high = empty(blocks, d, dtype=torch.float64), empty(blocks, d), empty(blocks, d)
-        _survey_kernel[(blocks,)](
-            codes, finite, total, low, high, k, d, _SURVEY_ROWS, channels,
-            num_warps=4, enable_fp_fusion=True,
-        )  # fmt: skip
-        # Any centre is right; the mean makes the numbers small. Without a finite code it is 0.
-        centre = (total.sum(0) / finite.sum().clamp_min(1)).float()
-        spread = torch.maximum(high.amax(0) - centre.double(), centre.double() - low.amin(0))
-        spread = spread.amax().clamp_min(0)
+    blocks = triton.cdiv(k, _SURVEY_ROWS)
+    finite = empty(k, dtype=torch.int8)
+    total, low, high = empty(blocks, d, dtype=torch.float64), empty(blocks, d), empty(blocks, d)
+    _survey_kernel[(blocks,)](
+        codes, finite, total, low, high, k, d, _SURVEY_ROWS, channels,
+        num_warps=4, enable_fp_fusion=True,
+    )  # fmt: skip
+    # Any centre is right; the mean makes the numbers small. Without a finite code it is 0.
+    centre = (total.sum(0) / finite.sum().clamp_min(1)).float()
+    spread = torch.maximum(high.amax(0) - centre.double(), centre.double() - low.amin(0))
+    spread = spread.amax().clamp_min(0)
 
-        codes_rounded = empty(tiles * tile.codes, width, dtype=torch.float16)
-        half_norm = empty(tiles * tile.codes)
-        reach, slack, floor = empty(tiles * 4), empty(tiles * 4), empty(tiles * 4)
-        _round_codes_kernel[(tiles,)](
-            codes, finite, centre, spread, codes_rounded, half_norm, reach, slack, floor, k,
-            accumulation_error(d), d, width, tile.codes, channels,
-            num_warps=8, enable_fp_fusion=True,
-        )  # fmt: skip
+    codes_rounded = empty(tiles * tile.codes, width, dtype=torch.float16)
+    half_norm = empty(tiles * tile.codes)
+    reach, slack, floor = empty(tiles * 4), empty(tiles * 4), empty(tiles * 4)
+    _round_codes_kernel[(tiles,)](
+        codes, finite, centre, spread, codes_rounded, half_norm, reach, slack, floor, k,
+        accumulation_error(d), d, width, tile.codes, channels,
+        num_warps=8, enable_fp_fusion=True,
+    )  # fmt: skip
 
-        rows_rounded = empty(n, width, dtype=torch.float16)
-        scales, residuals, norms = empty(n), empty(n), empty(n)
-        _round_rows_kernel[(triton.cdiv(n, 64),)](
-            z, centre, spread, rows_rounded, scales, residuals, norms, state, n, d, width, 64,
-            channels, num_warps=4, enable_fp_fusion=True,
-        )  # fmt: skip
+    rows_rounded = empty(n, width, dtype=torch.float16)
+    scales, residuals, norms = empty(n), empty(n), empty(n)
+    state = empty(n, dtype=torch.int8)
+    _round_rows_kernel[(triton.cdiv(n, _ROUNDED_ROWS),)](
+        z, centre, spread, rows_rounded, scales, residuals, norms, state, n, d, width,
+        _ROUNDED_ROWS, channels, num_warps=4, enable_fp_fusion=True,
+    )  # fmt: skip
 
-        lower = empty(n, splits, DEPTH.value, 4)
-        group = empty(n, splits, DEPTH.value, 4, dtype=torch.int32)
-        upper = empty(n, splits, 4)
-        _screen_kernel[(row_blocks, splits)](
-            rows_rounded, scales, residuals, norms, codes_rounded, half_norm, reach, slack, floor,
-            lower, group, upper, n, tiles, triton.cdiv(tiles, splits), splits, width, tile.rows,
-            tile.codes, tile.channels, tile.resident, device.type != "cuda",
-            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
-        )  # fmt: skip
-
-        # Contraction would break the error-free transformations.
-        _rescore_kernel[(n,)](
-            z, codes, state, lower, group, upper, index, distance, k, d, splits, tile.codes // 4,
-            num_warps=1, enable_fp_fusion=False,
-        )  # fmt: skip
-        _scan_kernel[(min(n, 4 * processors),)](
-            z, codes, state, index, distance, n, k, d, _SCAN_CODES,
-            num_warps=_SCAN_WARPS, enable_fp_fusion=False,
-        )  # fmt: skip
-    return index, distance, state
+    lower = empty(n, splits, DEPTH.value, 4)
+    group = empty(n, splits, DEPTH.value, 4, dtype=torch.int32)
+    upper = empty(n, splits, 4)
+    _screen_kernel[(row_blocks, splits)](
+        rows_rounded, scales, residuals, norms, codes_rounded, half_norm, reach, slack, floor,
+        lower, group, upper, n, tiles, triton.cdiv(tiles, splits), splits, width, tile.rows,
+        tile.codes, tile.channels, tile.resident, device.type != "cuda",
+        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+    )  # fmt: skip
+    return Screen(tile, centre, spread, state, lower, group, upper)
