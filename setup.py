@@ -39,7 +39,10 @@ class CMakeBuild(build_ext):
             return
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(module, target)
+        # Replaced in one step: a process that has the old module mapped keeps the old file.
+        partial = target.with_suffix(".partial")
+        shutil.copyfile(module, partial)
+        os.replace(partial, target)
         say(f"native module built: {target.name}")
 
     def compile(self) -> Path:

@@ -2,6 +2,14 @@
 
 #include <cstring>
 
+#ifdef VQKERN_X86
+#include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 namespace vqkern {
 namespace {
 
@@ -16,6 +24,23 @@ bool has_avx512() {
 }
 
 bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+
+// The tiles' 8 KiB of state must be asked for; the kernel then grants it to all threads.
+bool has_amx() {
+#ifdef __linux__
+    static const bool granted = [] {
+        unsigned a, b, c, d;
+        if (!has_vnni() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+        const unsigned tile_and_bf16 = 1u << 24 | 1u << 22;
+        if ((d & tile_and_bf16) != tile_and_bf16) return false;
+        constexpr long kRequestPermission = 0x1023, kTileData = 18;
+        return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    }();
+    return granted;
+#else
+    return false;
+#endif
+}
 #endif
 
 struct Entry {
@@ -25,6 +50,11 @@ struct Entry {
 
 const Entry kEntries[] = {
 #ifdef VQKERN_X86
+    {has_amx,
+     {"AMX",
+      {&kScreenAmx, &kScreenAvx512Vnni, &kScreenAvx512},
+      &kKernelSumsAvx512,
+      &kFmaLoopAvx512}},
     {has_vnni, {"AVX-512 VNNI", {&kScreenAvx512Vnni, &kScreenAvx512}, &kKernelSumsAvx512, &kFmaLoopAvx512}},
     {has_avx512, {"AVX-512", {&kScreenAvx512}, &kKernelSumsAvx512, &kFmaLoopAvx512}},
     {has_avx2, {"AVX2", {&kScreenAvx2}, &kKernelSumsAvx2, &kFmaLoopAvx2}},

@@ -41,7 +41,7 @@ inline bool any_less_equal(Vec a, float bound) {
 
 }  // namespace
 
-const ScreenKernels kScreenAvx512 = {Format::kFloat32, kRows, kGroup, screen, score_group};
+const ScreenKernels kScreenAvx512 = {Format::kFloat32, kRows, kGroup, 1, screen, score_group};
 const FmaLoop kFmaLoopAvx512 = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsAvx512 = {kRows, kGroup, kernel_sums};
 

@@ -60,7 +60,7 @@ void screen(const void* rows, const PackedCodes& codes, int64_t begin, int64_t e
                                            _mm512_set1_ps(unit));
         const __m512 cut = _mm512_max_ps(_mm512_min_ps(bound, _mm512_set1_ps(0x1.fffffcp30f)),
                                          _mm512_set1_ps(-0x1p31f));
-        alignas(64) int32_t bounds[kPanelRows];
+        alignas(64) int32_t bounds[16];
         _mm512_store_si512(
             bounds, _mm512_cvt_roundps_epi32(cut, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC));
         uint32_t hit = 0;
@@ -74,7 +74,7 @@ void screen(const void* rows, const PackedCodes& codes, int64_t begin, int64_t e
             alignas(64) __m512i scores[kRows];
 #pragma GCC unroll 12
             for (int r = 0; r < kRows; ++r) _mm512_store_si512(&scores[r], low[r]);
-            alignas(64) float deltas[kPanelRows];
+            alignas(64) float deltas[16];
             _mm512_store_ps(deltas, delta);
             for (; hit != 0; hit &= hit - 1) {
                 const int r = __builtin_ctz(hit);
@@ -106,6 +106,7 @@ void score_group(const void* rows, int row, const PackedCodes& codes, int64_t g,
 
 }  // namespace
 
-const ScreenKernels kScreenAvx512Vnni = {Format::kInt16, kRows, kGroup, screen, score_group};
+const ScreenKernels kScreenAvx512Vnni = {Format::kInt16, kRows, kGroup, 1, screen,
+                                        score_group};
 
 }  // namespace vqkern

@@ -6,11 +6,12 @@
 //     |t_k - s_k| <= delta_k = |z - c - zq| |e_k - c| + |zq| |e_k - c - eq| + (rounding of the sum)
 // So with U = min_k (t_k + delta_k), every exact minimiser, ties included, has t_k - delta_k <= U.
 //
-// Two formats. float32: the residuals are below 2^-24 of the norms, and the sum, a chain of D + 1 products
+// Three formats. float32: the residuals are below 2^-24 of the norms, and the sum, a chain of D + 1 products
 // and additions with or without fused multiply-add, adds (D + 2) 2^-24 (|z||e| + h); all of it is
 // kappa (|z||e| + h) with kappa = (D + 8) 1.01 2^-24. int16: every panel of rows and every group of
 // codes has a scale; products and sums are exact integers, the residuals are measured in float64, and
-// only the half norm is rounded, to half a unit and to float32's precision.
+// only the half norm is rounded, to half a unit and to float32's precision. bfloat16: the residuals are
+// measured too, and the sum is that of the matrix unit.
 #pragma once
 
 #include <cstdint>
@@ -19,9 +20,26 @@ namespace vqkern {
 
 // Candidate groups a row may hold; a row that needs more is screened again more precisely, or scanned.
 constexpr int kCapacity = 24;
-constexpr int kPanelRows = 16;  // lanes of the state; a panel holds at most as many rows
+constexpr int kPanelRows = 32;  // lanes of the state; a panel holds at most as many rows
 
-enum class Format { kFloat32, kInt16 };
+enum class Format { kFloat32, kInt16, kBf16 };
+
+constexpr int64_t bytes_of(Format format) { return format == Format::kFloat32 ? 4 : 2; }
+
+// Channels come in multiples of this, padded with zeros.
+constexpr int64_t channel_step(Format format) {
+    return format == Format::kFloat32 ? 1 : format == Format::kInt16 ? 2 : 32;
+}
+
+// bfloat16 comes in tiles of the matrix unit, 32 channels of 16 rows or of 16 codes, two tiles a step.
+// Rows are channel-minor; codes hold pairs of channels: [dim / 32][2][16 rows][32] and
+// [dim / 32][2][16 pairs][16 codes][2].
+constexpr int64_t bf16_row_place(int64_t row, int64_t d) {
+    return d / 32 * 1024 + row / 16 * 512 + row % 16 * 32 + d % 32;
+}
+constexpr int64_t bf16_code_place(int64_t code, int64_t d) {
+    return d / 32 * 1024 + code / 16 * 512 + d % 32 / 2 * 32 + code % 16 * 2 + d % 2;
+}
 
 struct Candidate {
     int32_t group;
@@ -51,10 +69,10 @@ struct Group {
 
 // Codes packed in groups of `group_size` consecutive ones, centred, in units of the largest norm.
 struct PackedCodes {
-    const void* values;       // float [groups][dim][group_size], int16 [groups][dim / 2][group_size][2]
+    const void* values;  // float [groups][dim][group_size], int16 [groups][dim / 2][group_size][2]
     const float* half_norms;  // [groups][group_size], |e - c|^2 / 2; +inf where there is no usable code
     const Group* groups;
-    int64_t dim;  // even for int16
+    int64_t dim;              // padded
 };
 
 // The kernels of one instruction set and format.
@@ -62,6 +80,7 @@ struct ScreenKernels {
     Format format;
     int rows;        // rows of a panel
     int group_size;  // codes of a group
+    int64_t least_dim;  // with fewer channels the next screen is faster
 
     // Scores negated, centred rows (float [dim][rows], int16 [dim / 2][rows][2]) against groups
     // [begin, end), and calls `append` for groups that may hold a nearest code.
@@ -82,6 +101,7 @@ extern const ScreenKernels kScreenPortable;
 extern const ScreenKernels kScreenAvx2;
 extern const ScreenKernels kScreenAvx512;
 extern const ScreenKernels kScreenAvx512Vnni;
+extern const ScreenKernels kScreenAmx;
 #endif
 
 }  // namespace vqkern

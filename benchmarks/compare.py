@@ -1,0 +1,93 @@
+"""Compares vqkern with its peers over the cases of `cases.py`: correct first, then fast, in turns.
+
+Writes one CSV per op to benchmarks/results/, a row per contestant and case, and plots it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from cases import CASES, cases
+from plot import plot
+
+from vqkern.bench import Case, MemoryProbe, compare, rows, table, write_csv
+from vqkern.bench.contestants import NEAREST_CODE_COMPILED
+from vqkern.bench.operations import OPERATIONS
+
+ROOT = Path(__file__).resolve().parent
+RESULTS = ROOT / "results"
+
+
+def commit() -> str:
+    """The commit measured, "-dirty" if tracked files differ from it, or "unknown"."""
+
+    def git(*words: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(ROOT), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        dirty = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if dirty else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the comparison; 1 if vqkern itself failed or was wrong anywhere."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--op",
+        choices=(*CASES, "all"),
+        help="default: nearest_code; all with --full",
+    )
+    parser.add_argument("--full", action="store_true", help="every op, data set and contestant")
+    parser.add_argument("--seconds", type=float, help="timed rounds of a case (3; 10 with --full)")
+    parser.add_argument("--threads", type=int, help="default: torch's own choice")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda[:i] (%(default)s)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (%(default)s)")
+    args = parser.parse_args(arguments)
+    op = args.op or ("all" if args.full else "nearest_code")
+    seconds = args.seconds if args.seconds is not None else (10.0 if args.full else 3.0)
+    args.out.mkdir(parents=True, exist_ok=True)
+    failed = []
+    try:
+        for name in CASES if op == "all" else (op,):
+            chosen = cases(name, full=args.full, device=args.device)
+            stem = f"{name}_{args.device.split(':')[0]}" + ("_full" if args.full else "")
+            path = args.out / f"{stem}.csv"
+            failed += _run(chosen, path, seconds, args.threads, args.full)
+            print(f"\nwrote {path} and {plot(path)}")
+    except ValueError as error:
+        print(f"compare.py: {error}", file=sys.stderr)
+        return 2
+    for label in failed:
+        print(f"vqkern failed: {label}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def _run(
+    chosen: list[Case], path: Path, seconds: float, threads: int | None, full: bool
+) -> list[str]:
+    """Runs cases and writes the CSV after each; the labels of those where vqkern failed."""
+    measured, failed, version = [], [], commit()
+    contestants = OPERATIONS[chosen[0].op].contestants
+    if full and chosen[0].op == "nearest_code":
+        contestants = (*contestants, NEAREST_CODE_COMPILED)
+    with MemoryProbe() as probe:
+        for case in chosen:
+            comparison = compare(
+                case, contestants=contestants, seconds=seconds, threads=threads, probe=probe
+            )
+            print(f"\n{table(comparison)}", flush=True)
+            measured += rows(comparison, version)
+            write_csv(path, measured)
+            if comparison.ours is None:
+                failed.append(case.label())
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""Every Triton kernel compiles for NVIDIA GPUs, spills nothing and addresses in 64 bits.
+
+Needs no GPU: nothing runs. The assembler that Triton bundles reports spills; tiles are those that a
+device of each generation would choose.
+"""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip(
+    "triton", reason="triton is not installed; `pip install triton` brings it"
+)
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from vqkern.ops.code_sums import triton_kernels as sums  # noqa: E402
+from vqkern.ops.nearest_code import triton_kernels as nearest  # noqa: E402
+from vqkern.ops.squared_mmd import triton_kernels as mmd  # noqa: E402
+
+pytestmark = pytest.mark.skipif(
+    bool(triton.knobs.runtime.interpret), reason="Triton was told to interpret, not to compile"
+)
+
+# Architecture and shared memory a block may use: A100, H100/H200, B200, RTX 50.
+TARGETS = {
+    80: ("sm_80", 166912),
+    90: ("sm_90a", 232448),
+    100: ("sm_100a", 232448),
+    120: ("sm_120a", 101376),
+}
+ASSEMBLER = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas-blackwell"
+
+
+def build(kernel, capability, types, constants, **options):
+    """Compile `kernel`; pointers are 16-byte aligned, as torch's allocations are."""
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else types[name] for name in names}
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n].startswith("*")
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def pointers(dtype, names):
+    return dict.fromkeys(names.split(), "*" + dtype)
+
+
+def integers(names):
+    return dict.fromkeys(names.split(), "i32")
+
+
+def screen(capability, d):
+    tile = nearest.choose_tile(d, TARGETS[capability][1])
+    types = pointers("fp32", "scales residuals norms half_norm reach slack floor lower upper")
+    types |= pointers("fp16", "rows_rounded codes_rounded") | pointers("i32", "group")
+    types |= integers("num_rows num_tiles tiles_per_split num_splits")
+    constants = dict(
+        WIDTH=nearest.padded_width(d), ROWS=tile.rows, CODES=tile.codes, CHANNELS=tile.channels,
+        RESIDENT=tile.resident, INTERPRETED=False,
+    )  # fmt: skip
+    return build(
+        nearest._screen_kernel, capability, types, constants,
+        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def exact_types(dtype):
+    types = pointers(dtype, "z codes") | pointers("fp32", "lower upper distance")
+    types |= pointers("fp64", "spread")
+    types |= pointers("i8", "state") | pointers("i32", "group") | pointers("i64", "index")
+    return types | integers("num_rows num_codes")
+
+
+def rescore(capability, d, dtype="fp32", splits=1):
+    return build(
+        nearest._rescore_kernel, capability, exact_types(dtype),
+        dict(D=d, SPLITS=splits, GROUP=32), num_warps=1, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def scan(capability, d, dtype="fp32"):
+    return build(
+        nearest._scan_kernel, capability, exact_types(dtype),
+        dict(D=d, CODES=nearest._SCAN_CODES), num_warps=nearest._SCAN_WARPS, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def survey(capability, d, dtype="fp32"):
+    types = pointers(dtype, "codes") | pointers("i8", "finite") | pointers("fp64", "total")
+    types |= pointers("fp32", "low high") | integers("num_codes")
+    constants = dict(D=d, ROWS=nearest._SURVEY_ROWS, CHANNELS=min(nearest.padded_width(d), 64))
+    return build(
+        nearest._survey_kernel, capability, types, constants, num_warps=4, enable_fp_fusion=True
+    )
+
+
+def round_codes(capability, d, dtype="fp32"):
+    tile = nearest.choose_tile(d, TARGETS[capability][1])
+    types = pointers(dtype, "codes") | pointers("i8", "finite") | pointers("fp16", "rounded")
+    types |= pointers("fp32", "centre half_norm reach slack floor") | pointers("fp64", "spread")
+    types |= integers("num_codes") | {"g": "fp32"}
+    width = nearest.padded_width(d)
+    constants = dict(D=d, WIDTH=width, CODES=tile.codes, CHANNELS=min(width, 64))
+    return build(
+        nearest._round_codes_kernel,
+        capability,
+        types,
+        constants,
+        num_warps=8,
+        enable_fp_fusion=True,
+    )
+
+
+def round_rows(capability, d, dtype="fp32"):
+    types = pointers(dtype, "z") | pointers("fp32", "centre scales residuals norms")
+    types |= pointers("fp64", "spread") | pointers("fp16", "rounded") | pointers("i8", "state")
+    types |= integers("num_rows")
+    width = nearest.padded_width(d)
+    constants = dict(D=d, WIDTH=width, ROWS=nearest._ROUNDED_ROWS, CHANNELS=min(width, 64))
+    return build(
+        nearest._round_rows_kernel, capability, types, constants, num_warps=4, enable_fp_fusion=True
+    )
+
+
+def pieces(capability, d, dtype="fp32"):
+    types = pointers(dtype, "z") | pointers("fp32", "total") | pointers("fp64", "partial")
+    types |= pointers("i64", "tokens sorted_codes bounds starts first_pieces")
+    channels = min(triton.next_power_of_2(d), sums._CHANNELS)
+    return build(
+        sums._sum_pieces_kernel, capability, types,
+        dict(D=d, TOKENS=sums._TOKENS, CHANNELS=channels), num_warps=1, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def join(capability, d):
+    types = pointers("fp32", "total") | pointers("fp64", "partial")
+    types |= pointers("i64", "sorted_codes bounds first_pieces")
+    channels = min(triton.next_power_of_2(d), sums._CHANNELS)
+    return build(
+        sums._join_pieces_kernel, capability, types, dict(D=d, CHANNELS=channels),
+        num_warps=1, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def sweep(capability, d, same=False, grad=True):
+    types = pointers("fp32", "a b a_norm b_norm rates") | pointers("fp64", "value gradient")
+    types |= pointers("i32", "ladder") | {"diagonal": "fp32"}
+    types |= integers("num_a num_b num_rates tiles_per_split num_splits")
+    width = mmd.padded_width(d)
+    tile = mmd.choose_tile(width, grad)
+    constants = dict(
+        WIDTH=width, CHANNELS=tile.channels, OUT_CHANNELS=tile.out_channels, TILE=tile.points,
+        SAME=same, GRAD=grad,
+    )  # fmt: skip
+    return build(
+        mmd._sweep_kernel, capability, types, constants,
+        num_warps=mmd._WARPS, num_stages=2, enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def sweep_upper_half(capability, d):
+    return sweep(capability, d, same=True, grad=False)
+
+
+def sweep_same_set(capability, d):
+    return sweep(capability, d, same=True)
+
+
+def assert_no_spills(compiled, capability, tmp_path):
+    ptx = tmp_path / "kernel.ptx"
+    ptx.write_text(compiled.asm["ptx"])
+    command = [ASSEMBLER, "-v", "--warn-on-spills", "-Werror"]
+    architecture, shared = TARGETS[capability]
+    done = subprocess.run(
+        [*command, f"--gpu-name={architecture}", ptx, "-o", tmp_path / "kernel.cubin"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert compiled.metadata.shared <= shared
+
+
+def assert_wide_offsets(compiled):
+    """No pointer moves by a 32-bit product, except among bounds of groups (K / 32)."""
+    text = compiled.asm["ttir"]
+    defined = {}
+    for name, operation in re.findall(r"^\s*(%[\w#]+)(?::\d+)? = (.*)$", text, re.MULTILINE):
+        defined[name] = re.sub(r" loc\(.*", "", operation)
+    wide = 0
+    for name, operation in defined.items():
+        if not operation.startswith("tt.addptr"):
+            continue
+        if re.search(r"i64>?$", operation.strip()):
+            wide += 1
+            continue
+        base, offset = re.findall(r"%[\w#]+", operation)[:2]
+        while base in defined:
+            base = re.findall(r"%[\w#]+", defined[base])[0]
+        if base in ("%reach", "%slack", "%floor"):
+            continue
+        open_names, seen = [offset], set()
+        while open_names:
+            current = open_names.pop()
+            if current in seen or current not in defined:
+                continue
+            seen.add(current)
+            assert "muli" not in defined[current], f"{name} = {operation}: {current} is 32 bits"
+            if defined[current].startswith(("arith", "tt.splat", "tt.broadcast", "tt.expand")):
+                open_names += re.findall(r"%[\w#]+", defined[current])
+    assert wide > 0
+
+
+def case(f, capability, d, fast):
+    marks = [] if fast else [pytest.mark.slow]
+    return pytest.param(
+        f, capability, d, id=f"{f.__name__}-{TARGETS[capability][0]}-D{d}", marks=marks
+    )
+
+
+FAST_SCREENS = {(90, 8), (90, 256), (80, 64), (80, 256), (100, 16), (120, 128)}
+KERNELS = (rescore, scan, survey, round_codes, round_rows, pieces, join)
+SWEEPS = (sweep, sweep_upper_half, sweep_same_set)
+FAST = [(f, 90, 33) for f in (*KERNELS, *SWEEPS)] + [(rescore, 80, 256), (scan, 100, 3)]
+FAST += [(sweep, 80, 3), (sweep, 120, 64)]
+CASES = [
+    case(screen, c, d, (c, d) in FAST_SCREENS)
+    for c in TARGETS
+    for d in (8, 16, 32, 64, 128, 256, 384)
+] + [
+    case(f, c, d, (f, c, d) in FAST)
+    for f in (*KERNELS, *SWEEPS)
+    for c in TARGETS
+    for d in (3, 33, 64, 256)
+]
+
+
+@pytest.mark.parametrize(("f", "capability", "d"), CASES)
+def test_it_compiles_without_spills_and_with_wide_offsets(f, capability, d, tmp_path):
+    compiled = f(capability, d)
+    assert_no_spills(compiled, capability, tmp_path)
+    assert_wide_offsets(compiled)
+
+
+@pytest.mark.parametrize("kernel", [survey, round_codes, round_rows, rescore, scan, pieces])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.slow
+def test_half_precision_inputs(kernel, dtype, tmp_path):
+    assert_no_spills(kernel(90, 33, dtype), 90, tmp_path)
+
+
+def test_many_splits(tmp_path):
+    assert_no_spills(rescore(90, 16, splits=nearest._MAX_SPLITS), 90, tmp_path)
+
+
+@pytest.mark.parametrize("kernel", [rescore, scan])
+def test_exact_kernels_contract_nothing(kernel):
+    """A multiply-add fused by the compiler would break the error-free transformations."""
+    ptx = kernel(90, 8).asm["ptx"]
+    assert "mul.rn.f64" in ptx and "add.rn.f64" in ptx
+    assert "fma.rn.f64" not in ptx
+
+
+def test_screen_loop_stays_in_registers():
+    """Minima need no other thread: the half norms alone change their layout in the loop."""
+    ttgir = screen(90, 16).asm["ttgir"]
+    loop = ttgir[ttgir.index("scf.for") : ttgir.index("scf.yield")]
+    assert loop.count("ttg.convert_layout") <= 1
+    assert "warp_group_dot" in loop and "async_copy_global_to_local" in loop

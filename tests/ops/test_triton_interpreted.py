@@ -1,0 +1,326 @@
+"""The Triton kernels against their references, interpreted on the CPU.
+
+Triton decides on import whether it interprets, and other tests need it to compile: where it does
+not interpret, this module runs once more in a process of its own, and every test here reports how
+it did there. What an interpreter cannot show (races, alignment, tensor-core rounding) needs a GPU.
+"""
+
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+import vqkern
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+pytest.importorskip("triton", reason="triton is not installed; `pip install triton` brings it")
+
+from vqkern.ops.code_sums import reference as sums_reference  # noqa: E402
+from vqkern.ops.code_sums import triton_kernels as sums  # noqa: E402
+from vqkern.ops.nearest_code import reference as nearest_reference  # noqa: E402
+from vqkern.ops.nearest_code import triton_kernels as nearest  # noqa: E402
+from vqkern.ops.squared_mmd import reference as mmd_reference  # noqa: E402
+from vqkern.ops.squared_mmd import triton_kernels as mmd  # noqa: E402
+
+SCANNED = nearest.SCANNED.value
+SCREENED = nearest.SCREENED.value
+
+
+@functools.cache
+def interpreted_outcomes():
+    """Test name -> None if it passed in the interpreting process, else what it said."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+            + [f"--junitxml={report}"],
+            env={**os.environ, "TRITON_INTERPRET": "1"},
+            capture_output=True,
+            text=True,
+        )
+        if not report.exists():
+            pytest.fail(f"the interpreting process failed:\n{done.stdout}\n{done.stderr}")
+        outcomes = {}
+        for case in ElementTree.parse(report).iter("testcase"):
+            problems = [child.text for child in case if child.tag in ("failure", "error")]
+            outcomes[case.get("name")] = problems[0] if problems else None
+        return outcomes
+
+
+def interpreted(test):
+    """Run `test` if Triton interprets here, else report how it did in the process that does."""
+
+    @functools.wraps(test)
+    def run(**arguments):
+        if INTERPRETED:
+            return test(**arguments)
+        name = os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].rsplit(" ", 1)[0]
+        outcomes = interpreted_outcomes()
+        assert name in outcomes, f"{name} did not run in the interpreting process"
+        if outcomes[name] is not None:
+            pytest.fail(outcomes[name], pytrace=False)
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch):
+    """Fresh memory holds NaN and absurd integers, so that what a kernel forgets to write shows."""
+    allocate = torch.empty
+
+    def empty(*shape, **options):
+        fresh = allocate(*shape, **options)
+        return fresh.fill_(torch.nan if fresh.is_floating_point() else 99)
+
+    if INTERPRETED:
+        monkeypatch.setattr(torch, "empty", empty)
+
+
+def lattice(n, d, seed, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-8, 9, (n, d), generator=generator).to(dtype)
+
+
+def normal(n, d, seed, dtype=torch.float32):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def assert_nearest(z, codes, splits=None):
+    """Index and distance are the reference's, bit for bit; returns how many rows were scanned."""
+    index, distance, state = nearest._search(z, codes, splits)
+    expected_index, expected_distance = nearest_reference.nearest_code(z, codes, "l2")
+    assert torch.equal(index, expected_index)
+    assert torch.equal(distance, expected_distance)
+    return int((state == SCANNED).sum())
+
+
+SIZES = [(0, 33, 3), (1, 1, 1), (7, 31, 3), (9, 32, 17), (8, 33, 33), (40, 100, 8), (6, 300, 4)]
+
+
+@pytest.mark.parametrize(("n", "k", "d"), SIZES)
+@interpreted
+def test_lattice_is_bit_for_bit(n, k, d):
+    assert_nearest(lattice(n, d, 0), lattice(k, d, 1))
+
+
+HALVES = [
+    (torch.float16, torch.bfloat16),
+    (torch.bfloat16, torch.float32),
+    (torch.float32, torch.float16),
+]
+
+
+@pytest.mark.parametrize(("z_dtype", "code_dtype"), HALVES, ids=str)
+@interpreted
+def test_mixed_dtypes_are_taken_exactly(z_dtype, code_dtype):
+    assert_nearest(lattice(8, 8, 2, z_dtype), lattice(50, 8, 3, code_dtype))
+    assert_nearest(normal(8, 5, 2, z_dtype), normal(50, 5, 3, code_dtype))
+
+
+@pytest.mark.parametrize("offset", [0, 10, 100, 1000])
+@interpreted
+def test_offsets_do_not_matter(offset):
+    assert assert_nearest(normal(20, 8, 4) + offset, normal(200, 8, 5) + offset) == 0
+
+
+@interpreted
+def test_ordinary_rows_are_screened():
+    assert assert_nearest(normal(40, 16, 6), normal(300, 16, 7)) == 0
+
+
+@interpreted
+def test_channels_beyond_one_block():
+    assert_nearest(normal(3, 300, 8), normal(40, 300, 9))
+
+
+@interpreted
+def test_duplicated_codes_give_the_lowest_index():
+    codes = normal(20, 8, 10).repeat(3, 1)
+    index, _, _ = nearest._search(normal(12, 8, 11), codes, None)
+    assert int(index.max()) < 20
+    assert_nearest(normal(12, 8, 11), codes)
+
+
+@interpreted
+def test_permuted_codes_tie_in_real_arithmetic():
+    # Equal rows of z see all permutations of a code at one distance, which float64 sums differ on.
+    base = normal(1, 6, 12)[0]
+    generator = torch.Generator().manual_seed(13)
+    codes = torch.stack([base[torch.randperm(6, generator=generator)] for _ in range(40)])
+    z = torch.tensor([0.3, -1.7, 0.0])[:, None].expand(3, 6)
+    index, _, _ = nearest._search(z, codes, None)
+    assert index.tolist() == [0, 0, 0]
+
+
+@interpreted
+def test_differences_far_below_float64_decide():
+    codes = torch.tensor([[1, 2.0**-60], [1, 0.0], [0, 1.0], [1, 2.0**-61]])
+    assert nearest.nearest_code(torch.zeros(1, 2), codes)[0].tolist() == [1]
+
+
+@interpreted
+def test_equal_codes_overflow_and_are_scanned():
+    assert assert_nearest(normal(3, 4, 14), torch.full((300, 4), 0.25)) == 3
+    # Thirty-two groups of one code each: no list holds them.
+    codes = torch.cat([normal(32, 4, 15)] * 32)
+    assert assert_nearest(normal(3, 4, 16), codes) == 3
+
+
+@pytest.mark.parametrize("splits", [1, 2, 4, 8])
+@interpreted
+def test_splits_do_not_matter(splits):
+    assert_nearest(normal(4, 8, 17), normal(500, 8, 18), splits)
+    assert_nearest(lattice(4, 3, 17), lattice(500, 3, 18), splits)
+
+
+@interpreted
+def test_not_finite():
+    z, codes = normal(9, 5, 19), normal(70, 5, 20)
+    z[2, 1], z[4, 0], z[5, 4] = torch.inf, torch.nan, -torch.inf
+    codes[3:60, 2] = torch.nan
+    codes[60, 0] = torch.inf
+    assert_nearest(z, codes)
+    codes[:] = torch.nan
+    index, distance, _ = nearest._search(z, codes, None)
+    assert (index == -1).all() and (distance == torch.inf).all()
+
+
+@interpreted
+def test_strides():
+    wide = normal(20, 16, 21)
+    assert_nearest(wide[:, ::2], normal(8, 60, 22).T)
+    assert_nearest(wide[0, :8].expand(3, 8), normal(60, 9, 22)[:, 1:])
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+@pytest.mark.parametrize("size", [1e38, 1e30, 1e-30, 1e-38, 1e-43])
+@interpreted
+def test_magnitudes(size):
+    z = torch.tensor([[1e-30, 2e-30], [3e38, 1e38], [-3e38, 3e38], [1e-44, 0], [0, -0.0], [1, 1]])
+    assert_nearest(z, normal(40, 2, 23) * size)
+
+
+@interpreted
+def test_an_outlier_costs_no_precision():
+    codes = normal(200, 8, 24)
+    codes[7] = 3e3
+    assert assert_nearest(normal(10, 8, 25), codes) == 0
+
+
+@pytest.mark.parametrize(("d", "offset", "dtype"), [
+    (8, 0, torch.float32), (40, 0, torch.float32), (8, 30, torch.float32), (8, 0, torch.float16),
+])  # fmt: skip
+@interpreted
+def test_screen_bounds_hold(d, offset, dtype):
+    """U is above the true minimum, and no group's kept bound is above the group's true minimum."""
+    # Five tiles over two splits: three groups for each quarter, and two.
+    z, codes = normal(30, d, 26, dtype) + offset, normal(640, d, 27, dtype)
+    screen = nearest._screen(z, codes, 2)
+    scale = 2.0 ** (nearest.TOP_EXPONENT.value - (int(screen.spread.frexp().exponent) - 1))
+    e = (codes.double() - screen.centre.double()) * scale
+    true = e.square().sum(-1) / 2 - (z.double() - screen.centre.double()) * scale @ e.T
+    assert (screen.upper.double().amin((1, 2)) >= true.amin(-1)).all()
+    groups = true.unflatten(1, (-1, screen.tile.codes // 4)).amin(-1)
+    depth = nearest.KEPT.value
+    lower, group = (t[:, :, :depth].flatten(1) for t in (screen.lower, screen.group))
+    kept = lower < torch.inf
+    assert int(kept.sum()) == 30 * 4 * (3 + 2)
+    assert torch.equal(screen.lower, screen.lower.sort(2).values)
+    assert (lower.double() <= groups.gather(1, group.long() * kept))[kept].all()
+
+
+@interpreted
+def test_public_op_with_gradients():
+    z, codes = normal(5, 3, 28).requires_grad_(), normal(9, 3, 29).requires_grad_()
+    index, distance = vqkern.nearest_code(z, codes, backend="triton")
+    got = torch.autograd.grad(distance.sum(), (z, codes))
+    _, expected = vqkern.nearest_code(z, codes, backend="torch")
+    assert torch.equal(distance, expected)
+    for a, b in zip(got, torch.autograd.grad(expected.sum(), (z, codes)), strict=True):
+        assert torch.equal(a, b)
+
+
+SUMS = {
+    "nothing": (0, 3, 4, torch.float32),
+    "one": (1, 1, 1, torch.float32),
+    "half": (63, 7, 33, torch.float16),
+    "long runs": (2100, 3, 5, torch.float32),
+    "one long run, wide": (1100, 1, 130, torch.bfloat16),
+    "few of many codes": (40, 2000, 3, torch.float32),
+}
+
+
+@pytest.mark.parametrize("case", SUMS)
+@interpreted
+def test_code_sums(case):
+    n, k, d, dtype = SUMS[case]
+    z = normal(n, d, 30, dtype)
+    index = torch.randint(-1, k, (n,), generator=torch.Generator().manual_seed(31))
+    z[index < 0] = torch.nan
+    count, total = sums.code_sums(z, index, k)
+    expected_count, expected_total = sums_reference.code_sums(z, index, k)
+    assert torch.equal(count, expected_count)
+    # Both add float64 in a fixed order, not the same one, and round to float32 once.
+    torch.testing.assert_close(total, expected_total, rtol=2.0**-22, atol=1e-12)
+    assert torch.equal(sums.code_sums(z, index, k)[1], total)
+
+
+@interpreted
+def test_code_sums_of_strided_vectors():
+    z, index = normal(4, 70, 32).T, torch.arange(70) % 3
+    assert torch.equal(sums.code_sums(z, index, 4)[1], sums.code_sums(z.contiguous(), index, 4)[1])
+    assert int(sums.code_sums(z, index * 0 - 1, 4)[0].sum()) == 0
+
+
+# n, m, d, bandwidths, offset
+MMDS = {
+    "single points": (1, 1, 1, (1.0,), 0),
+    "a ladder": (70, 66, 8, (1.0, 2.0, 4.0, 8.0), 0),
+    "a ladder, far off": (70, 40, 3, (8.0, 4.0, 2.0), 100),
+    "no ladder": (33, 40, 33, (10.0, 3.0, 40.0), 0),
+    "wide": (20, 9, 130, (100.0,), 0),
+}
+
+
+@pytest.mark.parametrize("unbiased", [False, True], ids=["biased", "unbiased"])
+@pytest.mark.parametrize("case", MMDS)
+@interpreted
+def test_squared_mmd(case, unbiased):
+    n, m, d, bandwidths, offset = MMDS[case]
+    if unbiased and n == 1:
+        n = m = 2
+    x, y = normal(n, d, 33) + offset, 1.2 * normal(m, d, 34) + offset
+    bandwidths = torch.tensor(bandwidths, dtype=torch.float64)
+    for x_grad, y_grad in ((True, True), (True, False), (False, True), (False, False)):
+        got = mmd.squared_mmd(x, y, bandwidths, unbiased, x_grad, y_grad)
+        want = mmd_reference.squared_mmd(
+            x.double(), y.double(), bandwidths, unbiased, x_grad, y_grad
+        )
+        assert got[0].dtype == torch.float32
+        torch.testing.assert_close(got[0].double(), want[0], rtol=0, atol=1e-6 * len(bandwidths))
+        for a, b in zip(got[1:], want[1:], strict=True):
+            largest = float(b.abs().max()) if b.numel() else 0.0
+            torch.testing.assert_close(a.double(), b, rtol=0, atol=2e-6 * largest)
+
+
+@interpreted
+def test_squared_mmd_of_equal_and_of_bad_points():
+    bandwidths = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    x = torch.full((5, 3), 7.0)
+    value, gx, gy = mmd.squared_mmd(x, x[:2], bandwidths, False, True, True)
+    assert float(value) == 0 and not gx.any() and not gy.any()
+    x[1, 1] = torch.nan
+    assert mmd.squared_mmd(x, x[:2], bandwidths, False, False, False)[0].isnan()
+    strided = normal(6, 8, 35)
+    a = mmd.squared_mmd(strided[:, ::2], strided[::2, ::2], bandwidths, False, True, True)
+    b = mmd.squared_mmd(
+        strided[:, ::2].clone(), strided[::2, ::2].clone(), bandwidths, False, True, True
+    )
+    assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))

@@ -1,0 +1,176 @@
+"""Per op: its inputs, how much work it is, and how an output is judged against exact float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cases import Case
+from .contestants import CODE_SUMS, NEAREST_CODE, SQUARED_MMD, Contestant
+
+# Rows judged: enough scores for a small codebook, few enough float64 scores for a large one.
+CHECK_ROWS = 512
+CHECK_WORK = 1 << 34  # rows x K x D
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How right an output is.
+
+    Attributes:
+        checked: rows (nearest_code) or codes (code_sums) looked at; 0 for an op without a count.
+        wrong: of these, how many are wrong: a code that is not the nearest in real arithmetic, or a
+            wrong count.
+        not_lowest: of these, how many took a code that ties with the nearest but is not the lowest
+            index. They are not among `wrong`.
+        error: largest error relative to the largest value, or None for index outputs.
+    """
+
+    checked: int
+    wrong: int
+    not_lowest: int = 0
+    error: float | None = None
+
+    @property
+    def wrong_rate(self) -> float | None:
+        """wrong / checked."""
+        return self.wrong / self.checked if self.checked else None
+
+
+Judge = Callable[[tuple[Tensor, ...]], Verdict]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One op as the comparison sees it.
+
+    Attributes:
+        name: the public function.
+        unit: of `work` per second.
+        work: billions of units in one call, the same for every contestant.
+        make: inputs of a case.
+        judge: (case, inputs) -> the function that judges an output.
+        contestants: who is compared by default.
+    """
+
+    name: str
+    unit: str
+    work: Callable[[Case], float]
+    make: Callable[[Case], tuple[Tensor, ...]]
+    judge: Callable[[Case, tuple[Tensor, ...]], Judge]
+    contestants: tuple[Contestant, ...]
+
+
+def judge_nearest(case: Case, inputs: tuple[Tensor, ...]) -> Judge:
+    """Judges indices [N] on a seeded sample of rows; a tie in real arithmetic is not wrong."""
+    from .. import nearest_code
+    from ..ops.exact import compare_distances
+
+    z, codes = inputs
+    size = min(case.n, CHECK_ROWS, max(64, CHECK_WORK // (case.k * case.d)))
+    generator = torch.Generator().manual_seed(case.seed + 1)
+    rows = torch.randperm(case.n, generator=generator)[:size].sort().values.to(z.device)
+    z64, codes64 = z[rows].double(), codes.double()
+    exact = nearest_code(z64, codes64, backend="torch").index
+
+    def judge(output: tuple[Tensor, ...]) -> Verdict:
+        index = output[0]
+        if tuple(index.shape) != (case.n,) or index.is_floating_point():
+            raise ValueError(
+                f"index must be an integer tensor [{case.n}], "
+                f"got {list(index.shape)} of {index.dtype}"
+            )
+        index = index[rows].to(torch.int64)
+        valid = (index >= 0) & (index < case.k)
+        other = (valid & (index != exact)).nonzero().squeeze(-1)
+        sign = compare_distances(z64[other], codes64[index[other]], codes64[exact[other]])
+        if bool((sign < 0).any()):
+            raise ArithmeticError("the exact float64 reference was beaten: it has a defect")
+        wrong = int((~valid).sum()) + int((sign > 0).sum())
+        return Verdict(size, wrong, int((sign == 0).sum()))
+
+    return judge
+
+
+def _sums_inputs(case: Case) -> tuple[Tensor, Tensor]:
+    z, _ = case.vectors_and_codes()
+    generator = torch.Generator().manual_seed(case.seed + 1)
+    return z, torch.randint(case.k, (case.n,), generator=generator).to(case.device)
+
+
+def judge_sums(case: Case, inputs: tuple[Tensor, ...]) -> Judge:
+    """Judges counts exactly and totals by their largest error relative to the largest total."""
+    from .. import code_sums
+
+    z, index = inputs
+    exact = code_sums(z.double(), index, case.k, backend="torch")
+
+    def judge(output: tuple[Tensor, ...]) -> Verdict:
+        count, total = output
+        wrong = int((count.to(torch.int64) != exact.count).sum())
+        return Verdict(case.k, wrong, error=_relative_error(total, exact.total))
+
+    return judge
+
+
+def _mmd_inputs(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    from ..ops.squared_mmd.api import DEFAULT_MULTIPLES, mean_bandwidth
+
+    x, y = case.vectors_and_codes()
+    multiples = torch.tensor(DEFAULT_MULTIPLES, dtype=torch.float64, device=x.device)
+    return x, y, mean_bandwidth(x, y) * multiples
+
+
+def judge_mmd(case: Case, inputs: tuple[Tensor, ...]) -> Judge:
+    """Judges the codes' gradient, and the value relative to the terms that cancel in it."""
+    from .. import squared_mmd
+
+    x, y, bandwidths = inputs
+    with torch.enable_grad():
+        leaf = y.double().requires_grad_()
+        value = squared_mmd(x.double(), leaf, bandwidths, backend="torch")
+        (gradient,) = torch.autograd.grad(value, leaf)
+
+    def judge(output: tuple[Tensor, ...]) -> Verdict:
+        # The mean kernels that cancel are at most 1 a bandwidth.
+        value_error = float((output[0].double() - value.detach()).abs()) / len(bandwidths)
+        return Verdict(0, 0, error=max(value_error, _relative_error(output[1], gradient)))
+
+    return judge
+
+
+def _relative_error(got: Tensor, exact: Tensor) -> float:
+    largest = exact.abs().amax().clamp_min(torch.finfo(torch.float64).tiny)
+    return float((got.double() - exact).abs().amax() / largest)
+
+
+def _distinct_pairs(case: Case) -> float:
+    n, k = case.n, case.k
+    return (n * (n + 1) / 2 + k * (k + 1) / 2 + n * k) / 1e9
+
+
+OPERATIONS = {
+    operation.name: operation
+    for operation in (
+        Operation(
+            "nearest_code",
+            "GFLOP/s",
+            lambda case: 2 * case.n * case.k * case.d / 1e9,
+            Case.vectors_and_codes,
+            judge_nearest,
+            NEAREST_CODE,
+        ),
+        Operation(
+            "code_sums",
+            "Gvalue/s",
+            lambda case: case.n * case.d / 1e9,
+            _sums_inputs,
+            judge_sums,
+            CODE_SUMS,
+        ),
+        Operation("squared_mmd", "Gpair/s", _distinct_pairs, _mmd_inputs, judge_mmd, SQUARED_MMD),
+    )
+}
