@@ -19,8 +19,8 @@ int64_t padded(int64_t dim, Format format) {
 }
 
 // The error of a sum of products relative to |z||e| + h. float32: a chain of dim + 1 operations, fused
-// or not, and both roundings of the vectors. bfloat16: the matrix unit adds pairs of chains of 16.
-// int16: sums are exact; the half norm is a float32 times a scale.
+// or not, both roundings of the vectors, and that of the half norm. bfloat16: the matrix unit adds pairs of chains of 16.
+// int16: sums are exact; the half norm is that of a rounded code, in float32, times a scale.
 double sum_error(int64_t dim, Format format) {
     switch (format) {
         case Format::kFloat32:
@@ -28,7 +28,7 @@ double sum_error(int64_t dim, Format format) {
         case Format::kBf16:
             return (2 * dim + 64) * 1.01 * kUnit;
         case Format::kInt16:
-            return 0x1p-22;
+            return 0x1p-21;
     }
     return 0.0;
 }
@@ -90,6 +90,7 @@ Codebook::Codebook(const float* codes, int64_t k, int64_t dim, int threads)
             int exponent = 0;
             if (longest > 0.0) std::frexp(std::sqrt(longest), &exponent);
             scale = std::ldexp(1.0, -exponent);
+    fits_float = std::abs(exponent) < 100;
 }
 
 Packed::Packed(const Codebook& codebook, const ScreenKernels& kernels, int threads)
@@ -103,9 +104,9 @@ Packed::Packed(const Codebook& codebook, const ScreenKernels& kernels, int threa
       groups_(count_) {
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<double> values(dim_ * kernels.group_size, 0.0);
+        std::vector<double> scratch((dim_ + 15) / 16 * 16 * kernels.group_size);
 #pragma omp for
-        for (int64_t g = 0; g < count_; ++g) pack_group(g, values.data());
+        for (int64_t g = 0; g < count_; ++g) pack_group(g, scratch.data());
     }
     std::vector<float> norms(count_);
     for (int64_t g = 0; g < count_; ++g) norms[g] = groups_[g].norm;
@@ -113,19 +114,42 @@ Packed::Packed(const Codebook& codebook, const ScreenKernels& kernels, int threa
     typical_norm_ = norms[count_ / 2];
 }
 
-// `values` holds the group in float64, [group_size][dim].
-void Packed::pack_group(int64_t g, double* values) {
+// `scratch` has room for the group in float64, [group_size][dim padded to 16].
+void Packed::pack_group(int64_t g, double* scratch) {
     const int size = kernels_.group_size;
     float* half_norms = half_norms_.data + g * size;
-    double longest = 0.0;
+    void* packed = reinterpret_cast<char*>(values_.data) + g * group_bytes();
+    GroupMeasure measure;
+    if (kernels_.pack != nullptr && codebook_.fits_float) {
+        const GroupSource source = {codebook_.codes + g * size * codebook_.dim,
+                                    &codebook_.finite[g * size],
+                                    std::min<int64_t>(size, codebook_.k - g * size),
+                                    codebook_.dim,
+                                    codebook_.centre.data(),
+                                    static_cast<float>(codebook_.scale)};
+        measure = kernels_.pack(source, dim_, packed, half_norms,
+                                reinterpret_cast<float*>(scratch));
+    } else {
+        measure = pack_precisely(g, packed, half_norms, scratch);
+    }
+    Group& group = groups_[g];
+    group.scale = measure.scale;
+    group.norm = round_up(std::max(std::sqrt(measure.longest), kShortest) * kInflate);
+    group.residual = round_up(measure.residual * kInflate);
+    group.half_norm = round_up(measure.longest / 2 * kInflate);
+    group.largest = round_up(kappa_ * measure.longest / 2 * kInflate + kUnderflow);
+}
+
+GroupMeasure Packed::pack_precisely(int64_t g, void* packed, float* half_norms,
+                                    double* values) const {
+    const int size = kernels_.group_size;
+    GroupMeasure measure = {0.0, 0.0, 1.0f};
     for (int j = 0; j < size; ++j) {
         const int64_t code = g * size + j;
         double* out = values + j * dim_;
-        if (code >= codebook_.k || !codebook_.finite[code]) {
-            std::fill(out, out + dim_, 0.0);
-            half_norms[j] = std::numeric_limits<float>::infinity();
-            continue;
-        }
+        std::fill(out, out + dim_, 0.0);
+        half_norms[j] = std::numeric_limits<float>::infinity();
+        if (code >= codebook_.k || !codebook_.finite[code]) continue;
         const float* in = codebook_.codes + code * codebook_.dim;
         double squared = 0.0;
         for (int64_t d = 0; d < codebook_.dim; ++d) {
@@ -133,43 +157,37 @@ void Packed::pack_group(int64_t g, double* values) {
             squared += out[d] * out[d];
         }
         half_norms[j] = static_cast<float>(squared / 2);
-        longest = std::max(longest, squared);
+        measure.longest = std::max(measure.longest, squared);
     }
-    const double norm = std::max(std::sqrt(longest), kShortest);
-    Group& group = groups_[g];
-    group.scale =
-        kernels_.format == Format::kInt16 ? static_cast<float>(kInt16Norm / norm) : 1.0f;
-    char* base = reinterpret_cast<char*>(values_.data) + g * group_bytes();
-    double residual = 0.0;
+    if (kernels_.format == Format::kInt16) {
+        const double norm = std::max(std::sqrt(measure.longest), kShortest);
+        measure.scale = static_cast<float>(kInt16Norm / norm);
+    }
     for (int j = 0; j < size; ++j) {
         const double* from = values + j * dim_;
         Rounded rounded = {0.0, 0.0};
         switch (kernels_.format) {
             case Format::kFloat32: {
-                float* to = reinterpret_cast<float*>(base) + j;
+                float* to = static_cast<float*>(packed) + j;
                 for (int64_t d = 0; d < dim_; ++d) to[d * size] = static_cast<float>(from[d]);
                 break;
             }
             case Format::kInt16: {
-                int16_t* to = reinterpret_cast<int16_t*>(base) + 2 * j;
-                rounded = round_int16(from, dim_, group.scale, 1.0,
+                int16_t* to = static_cast<int16_t*>(packed) + 2 * j;
+                rounded = round_int16(from, dim_, measure.scale, 1.0,
                                       [=](int64_t d) { return to + d / 2 * size * 2 + d % 2; });
                 break;
             }
             case Format::kBf16: {
-                uint16_t* to = reinterpret_cast<uint16_t*>(base);
-                rounded = round_bf16(from, dim_, 1.0, [=](int64_t d) {
-                    return to + bf16_code_place(j, d);
-                });
+                uint16_t* to = static_cast<uint16_t*>(packed);
+                rounded = round_bf16(from, dim_, 1.0,
+                                     [=](int64_t d) { return to + bf16_code_place(j, d); });
                 break;
             }
         }
-        residual = std::max(residual, rounded.residual);
+        measure.residual = std::max(measure.residual, rounded.residual);
     }
-    group.norm = round_up(norm * kInflate);
-    group.residual = round_up(residual * kInflate);
-    group.half_norm = round_up(longest / 2 * kInflate);
-    group.largest = round_up(kappa_ * longest / 2 * kInflate + kUnderflow);
+    return measure;
 }
 
 }  // namespace vqkern

@@ -11,10 +11,6 @@ namespace vqkern {
 
 // Bounds are added and scaled in float32; this much more keeps them on the safe side.
 constexpr double kInflate = 1.0 + 0x1p-16;
-// The largest norm of an int16 vector in its own units: a product of two stays below 2^30.
-constexpr double kInt16Norm = 32700.0;
-// Shorter vectors are scaled as if they were this long.
-constexpr double kShortest = 0x1p-40;
 
 bool all_finite(const float* x, int64_t dim);
 
@@ -49,6 +45,7 @@ struct Codebook {
     std::vector<uint8_t> finite;
     std::vector<float> centre;
     double scale = 1.0;
+    bool fits_float = true;  // centred values and their scale are ordinary float32 numbers
 };
 
 // A codebook packed for one kind of screen.
@@ -68,6 +65,7 @@ class Packed {
 
   private:
     void pack_group(int64_t g, double* values);
+    GroupMeasure pack_precisely(int64_t g, void* packed, float* half_norms, double* values) const;
 
     const Codebook& codebook_;
     const ScreenKernels& kernels_;

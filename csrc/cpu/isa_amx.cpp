@@ -106,8 +106,46 @@ void score_group(const void* rows, int row, const PackedCodes& codes, int64_t g,
     _mm512_storeu_ps(scores + 16, sum[1]);
 }
 
+// Two channels in 32 bits; the residual also owns up to the rounding of the centred code.
+int64_t quantize(float* rows, int64_t stride, int64_t padded, GroupMeasure& measure) {
+    const __m512i one = _mm512_set1_epi32(1), half = _mm512_set1_epi32(0x7fff);
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    float worst = 0.0f;
+    for (int j = 0; j < kGroup; ++j) {
+        float* row = rows + j * stride;
+        uint16_t* out = reinterpret_cast<uint16_t*>(row);
+        __m512 squares = _mm512_setzero_ps();
+        for (int64_t d = 0; d < stride; d += 16) {
+            const __m512 v = _mm512_loadu_ps(row + d);
+            __m512i bits = _mm512_castps_si512(v);
+            const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+            bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, half));  // to nearest, ties to even
+            bits = _mm512_and_si512(bits, upper);
+            const __mmask16 normal =
+                _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x7f800000));
+            bits = _mm512_maskz_mov_epi32(normal, bits);
+            const __m512 rest = _mm512_sub_ps(v, _mm512_castsi512_ps(bits));
+            squares = _mm512_fmadd_ps(rest, rest, squares);
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + d),
+                                _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
+        }
+        const float sum = _mm512_reduce_add_ps(squares);
+        worst = sum > worst ? sum : worst;
+    }
+    measure.residual = __builtin_sqrt(worst) * (1 + 0x1p-10) +
+                       0x1p-22 * __builtin_sqrt(measure.longest) + 0x1p-60;
+    return padded / 2;
+}
+
+// Sixteen pairs of channels make a tile of a step, and its other half of the codes the next tile.
+inline int64_t word_place(int64_t word, int half) {
+    return word / 16 * 512 + half * 256 + word % 16 * 16;
+}
+
+#include "pack_avx512.inc"
+
 }  // namespace
 
-const ScreenKernels kScreenAmx = {Format::kBf16, kRows, kGroup, 24, screen, score_group};
+const ScreenKernels kScreenAmx = {Format::kBf16, kRows, kGroup, 24, screen, score_group, pack};
 
 }  // namespace vqkern

@@ -47,7 +47,7 @@ inline float reduce_min(Vec a) {
 
 }  // namespace
 
-const ScreenKernels kScreenAvx2 = {Format::kFloat32, kRows, kGroup, 1, screen, score_group};
+const ScreenKernels kScreenAvx2 = {Format::kFloat32, kRows, kGroup, 1, screen, score_group, nullptr};
 const FmaLoop kFmaLoopAvx2 = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsAvx2 = {kRows, kGroup, kernel_sums};
 

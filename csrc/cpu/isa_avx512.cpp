@@ -39,9 +39,16 @@ inline bool any_less_equal(Vec a, float bound) {
 
 #include "fma_peak.inc"
 
+// float32 keeps its values; their one rounding is part of the screen's error.
+inline int64_t quantize(float*, int64_t, int64_t padded, GroupMeasure&) { return padded; }
+inline int64_t word_place(int64_t word, int half) { return word * 32 + half * 16; }
+
+#include "pack_avx512.inc"
+
+
 }  // namespace
 
-const ScreenKernels kScreenAvx512 = {Format::kFloat32, kRows, kGroup, 1, screen, score_group};
+const ScreenKernels kScreenAvx512 = {Format::kFloat32, kRows, kGroup, 1, screen, score_group, pack};
 const FmaLoop kFmaLoopAvx512 = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsAvx512 = {kRows, kGroup, kernel_sums};
 

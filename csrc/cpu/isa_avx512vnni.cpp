@@ -63,6 +63,8 @@ void screen(const void* rows, const PackedCodes& codes, int64_t begin, int64_t e
         alignas(64) int32_t bounds[16];
         _mm512_store_si512(
             bounds, _mm512_cvt_roundps_epi32(cut, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC));
+        // From memory they are broadcast for free; from a register by a shuffle each.
+        asm volatile("" ::"m"(bounds) : "memory");
         uint32_t hit = 0;
 #pragma GCC unroll 12
         for (int r = 0; r < kRows; ++r) {
@@ -104,9 +106,36 @@ void score_group(const void* rows, int row, const PackedCodes& codes, int64_t g,
     _mm512_storeu_ps(scores + 16, _mm512_mul_ps(_mm512_cvtepi32_ps(high), back));
 }
 
+// Two channels in 32 bits; the residual also owns up to the rounding of the centred code and of 1/scale.
+int64_t quantize(float* rows, int64_t stride, int64_t padded, GroupMeasure& measure) {
+    const double norm = __builtin_sqrt(measure.longest);
+    measure.scale = static_cast<float>(kInt16Norm / (norm > kShortest ? norm : kShortest));
+    const __m512 scale = _mm512_set1_ps(measure.scale), unit = _mm512_set1_ps(1.0f / measure.scale);
+    float worst = 0.0f;
+    for (int j = 0; j < kGroup; ++j) {
+        float* row = rows + j * stride;
+        int16_t* out = reinterpret_cast<int16_t*>(row);
+        __m512 squares = _mm512_setzero_ps();
+        for (int64_t d = 0; d < stride; d += 16) {
+            const __m512 v = _mm512_loadu_ps(row + d);
+            const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(v, scale));
+            const __m512 rest = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(whole), unit, v);
+            squares = _mm512_fmadd_ps(rest, rest, squares);
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + d), _mm512_cvtepi32_epi16(whole));
+        }
+        const float sum = _mm512_reduce_add_ps(squares);
+        worst = sum > worst ? sum : worst;
+    }
+    measure.residual = __builtin_sqrt(worst) * (1 + 0x1p-10) + 0x1p-22 * norm + 0x1p-60;
+    return padded / 2;
+}
+inline int64_t word_place(int64_t word, int half) { return word * 32 + half * 16; }
+
+#include "pack_avx512.inc"
+
 }  // namespace
 
 const ScreenKernels kScreenAvx512Vnni = {Format::kInt16, kRows, kGroup, 1, screen,
-                                        score_group};
+                                        score_group,     pack};
 
 }  // namespace vqkern

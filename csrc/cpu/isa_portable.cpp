@@ -57,7 +57,7 @@ inline bool any_less_equal(Vec a, float bound) {
 
 }  // namespace
 
-const ScreenKernels kScreenPortable = {Format::kFloat32, kRows, kGroup, 1, screen, score_group};
+const ScreenKernels kScreenPortable = {Format::kFloat32, kRows, kGroup, 1, screen, score_group, nullptr};
 const FmaLoop kFmaLoopPortable = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsPortable = {kRows, kGroup, kernel_sums};
 

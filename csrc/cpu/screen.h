@@ -75,6 +75,27 @@ struct PackedCodes {
     int64_t dim;              // padded
 };
 
+// The codes of a group as they came, and the centre and scale of the search.
+struct GroupSource {
+    const float* codes;     // [count][dim]
+    const uint8_t* finite;  // [count]
+    int64_t count, dim;
+    const float* centre;  // [dim]
+    float scale;          // a power of two
+};
+
+// What packing a group found out.
+struct GroupMeasure {
+    double longest;   // largest |e - c|^2
+    double residual;  // largest |e - c - eq|
+    float scale;      // units of the codes
+};
+
+// The largest norm of an int16 vector in its own units: a product of two stays below 2^30.
+constexpr double kInt16Norm = 32700.0;
+// Shorter vectors are scaled as if they were this long.
+constexpr double kShortest = 0x1p-40;
+
 // The kernels of one instruction set and format.
 struct ScreenKernels {
     Format format;
@@ -90,6 +111,10 @@ struct ScreenKernels {
     // Scores of one group for row `row` of the rows.
     void (*score_group)(const void* rows, int row, const PackedCodes& codes, int64_t group,
                         const Panel& panel, float* scores);
+
+    // Packs a group; scratch holds group_size rows of channels, padded to 16. Null: float64 does it.
+    GroupMeasure (*pack)(const GroupSource& source, int64_t padded, void* values,
+                         float* half_norms, float* scratch);
 };
 
 // A group whose least score is `least` becomes a candidate of row `row`; it lowers the row's bound if
