@@ -29,10 +29,14 @@ test: $(VENV)/.test
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/compare.py $(ARGS)
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/pytest.json
+	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/pytest.json
 
 soak: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# The Python that is there already, with its CUDA torch: a GPU machine often has no network.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -25,6 +25,19 @@ def nearest(z, codes):
     return result.index.cpu(), result.distance.cpu()
 
 
+def test_small_lattice():
+    """Small enough to run under compute-sanitizer: all kernels of the search, the sums and the MMD."""
+    z, codes = torch.randint(-3, 4, (65, 9)).float(), torch.randint(-3, 4, (300, 9)).float()
+    index, _ = nearest(z, codes)
+    assert torch.equal(index, lattice_oracle(z, codes)[0])
+    nearest(z, torch.ones(300, 9))
+    sums = vqkern.code_sums(z.cuda(), index.cuda(), 300, backend="triton")
+    assert int(sums.count.sum()) == 65
+    y = codes.cuda().requires_grad_()
+    vqkern.squared_mmd(z.cuda(), y, [2.0, 8.0], backend="triton").backward()
+    assert bool(y.grad.isfinite().all())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("n,k,d", SHAPES)
 def test_integer_lattice_bit_for_bit(n, k, d, dtype):
