@@ -1,8 +1,9 @@
 """Everything a GPU machine must show, by one command: build, tests, races, sanitizer, benchmarks.
 
-Uses the Python it is started with, needs no network, and writes benchmarks/results/gpu_check.json with
-what each step did beside the CSV files of the comparison. Each step has a limit, so that the whole ends
-in ten minutes whatever happens; a step that could not run is reported as such, never as passed.
+Uses the Python it is started with, needs no network, and writes benchmarks/results/gpu_check.json
+with what each step did beside the CSV files of the comparison. Each step has a limit, so that the
+whole ends in ten minutes whatever happens; a step that could not run is reported as such, never
+as passed.
 """
 
 from __future__ import annotations

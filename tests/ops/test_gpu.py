@@ -26,7 +26,7 @@ def nearest(z, codes):
 
 
 def test_small_lattice():
-    """Small enough to run under compute-sanitizer: all kernels of the search, the sums and the MMD."""
+    """Every kernel of the search, the sums and the MMD, small enough for compute-sanitizer."""
     z, codes = torch.randint(-3, 4, (65, 9)).float(), torch.randint(-3, 4, (300, 9)).float()
     index, _ = nearest(z, codes)
     assert torch.equal(index, lattice_oracle(z, codes)[0])
