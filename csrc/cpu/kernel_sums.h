@@ -1,7 +1,7 @@
 // Sums of a mixture of Gaussian kernels over pairs of points, the body of squared_mmd.
 //
 // Points are centred and scaled so that the widest kernel is 2^(a.b - |a|^2 / 2 - |b|^2 / 2). A narrower
-// one is that value's power; where a bandwidth is half of the one before, the square of its term.
+// one is that value's power; where bandwidths are powers of two apart, found by squaring.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ constexpr int kMostBandwidths = 64;
 struct Ladder {
     int count;
     float rate[kMostBandwidths];  // largest bandwidth / bandwidth, ascending from 1
-    bool squares[kMostBandwidths];  // this term is the square of the one before
+    int squarings[kMostBandwidths];  // of the term before that give this one; 0: an exponential anew
 };
 
 struct KernelSumKernels {

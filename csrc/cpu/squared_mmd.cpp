@@ -11,6 +11,7 @@
 namespace vqkern {
 namespace {
 
+constexpr int kMostSquarings = 6;
 constexpr float kPadding = -1e30f;  // the offset of points that are not there: their kernel is 0
 
 Ladder make_ladder(const double* bandwidths, int count) {
@@ -18,9 +19,14 @@ Ladder make_ladder(const double* bandwidths, int count) {
     std::sort(sorted.begin(), sorted.end(), std::greater<double>());
     Ladder ladder;
     ladder.count = count;
+    int since = 0;  // squarings since the last exponential: each doubles the relative error
     for (int l = 0; l < count; ++l) {
         ladder.rate[l] = static_cast<float>(sorted[0] / sorted[l]);
-        ladder.squares[l] = l > 0 && std::fabs(sorted[l - 1] / sorted[l] - 2.0) < 1e-9;
+        const double steps = l == 0 ? 0.0 : std::log2(sorted[l - 1] / sorted[l]);
+        const int whole = static_cast<int>(std::lround(steps));
+        const bool power = whole > 0 && std::fabs(steps - whole) < 1e-9;
+        since = power && since + whole <= kMostSquarings ? since + whole : 0;
+        ladder.squarings[l] = since == 0 ? 0 : whole;
     }
     return ladder;
 }
