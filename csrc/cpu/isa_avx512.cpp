@@ -33,6 +33,18 @@ inline bool any_less_equal(Vec a, float bound) {
     return _mm512_cmp_ps_mask(a, _mm512_set1_ps(bound), _CMP_LE_OQ) != 0;
 }
 
+// Bits 15 and 6 of the control register: results and inputs below the normal range become 0.
+class FlushSubnormals {
+  public:
+    FlushSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+    ~FlushSubnormals() { _mm_setcsr(before_); }
+    FlushSubnormals(const FlushSubnormals&) = delete;
+    FlushSubnormals& operator=(const FlushSubnormals&) = delete;
+
+  private:
+    unsigned before_;
+};
+
 #include "screen.inc"
 
 #include "kernel_sums.inc"

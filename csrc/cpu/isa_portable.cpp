@@ -49,6 +49,11 @@ inline bool any_less_equal(Vec a, float bound) {
     return (a[0] <= bound) | (a[1] <= bound) | (a[2] <= bound) | (a[3] <= bound);
 }
 
+struct FlushSubnormals {
+    FlushSubnormals() {}
+    ~FlushSubnormals() {}
+};
+
 #include "screen.inc"
 
 #include "kernel_sums.inc"

@@ -1,0 +1,15 @@
+"""Images for training and evaluation: photographs, image folders, seeded crops."""
+
+from vqkern.data.crops import CropSampler, Region, default_region, to_float
+from vqkern.data.images import Picture, load_folder
+from vqkern.data.photographs import load_photographs
+
+__all__ = [
+    "CropSampler",
+    "Picture",
+    "Region",
+    "default_region",
+    "load_folder",
+    "load_photographs",
+    "to_float",
+]

@@ -1,0 +1,14 @@
+"""What a run leaves behind: a table, its figures as JSON and CSV, and one self-contained page."""
+
+from vqkern.report.page import write_page
+from vqkern.report.results import Curve, Row, RunRecord, Strip, format_table, write_results
+
+__all__ = [
+    "Curve",
+    "Row",
+    "RunRecord",
+    "Strip",
+    "format_table",
+    "write_page",
+    "write_results",
+]
