@@ -12,9 +12,10 @@ def test_info_names_every_backend_and_why_not(capsys):
 
 
 def test_a_user_s_mistake_is_one_line(capsys, tmp_path):
-    assert cli.main(["bench", "-N", "0", "-K", "8", "-D", "2"]) == 2
+    assert cli.main(["demo", "--data", str(tmp_path), "--out", str(tmp_path / "run")]) == 2
     message = capsys.readouterr().err
-    assert message.startswith("vqkern bench: ") and message.count("\n") == 1
+    assert message.startswith("vqkern demo: ") and message.count("\n") == 1
+    assert str(tmp_path) in message
     assert "Traceback" not in message
 
 

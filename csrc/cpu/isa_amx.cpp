@@ -66,16 +66,24 @@ void screen(const void* rows, const PackedCodes& codes, int64_t begin, int64_t e
             _mm512_store_ps(delta + r, d);
             _mm512_store_ps(bound + r, _mm512_add_ps(_mm512_load_ps(panel.upper + r), d));
         }
-        uint32_t hit = 0;
-#pragma GCC unroll 32
-        for (int r = 0; r < kRows; ++r) {
-            const __mmask16 below = _mm512_cmp_ps_mask(least_of_row(scores, r),
-                                                       _mm512_set1_ps(bound[r]), _CMP_LE_OQ);
-            hit |= static_cast<uint32_t>(below != 0) << r;
+        // From memory they are broadcast for free; from a register by a shuffle each.
+        asm volatile("" ::"m"(bound) : "memory");
+        // One sign bit tells whether any of the 1,024 scores is below its bound. The bounds are rounded
+        // up, so that a tie is below.
+        __m512i any = _mm512_setzero_si512();
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; r += 2) {
+            const __m512 even = _mm512_sub_ps(least_of_row(scores, r), _mm512_set1_ps(bound[r]));
+            const __m512 odd =
+                _mm512_sub_ps(least_of_row(scores, r + 1), _mm512_set1_ps(bound[r + 1]));
+            any = _mm512_ternarylogic_epi32(any, _mm512_castps_si512(even),
+                                            _mm512_castps_si512(odd), 0xfe);
         }
-        for (; __builtin_expect(hit != 0, 0); hit &= hit - 1) {
-            const int r = __builtin_ctz(hit);
-            append(panel, r, g, _mm512_reduce_min_ps(least_of_row(scores, r)), delta[r], true);
+        if (__builtin_expect(_mm512_movepi32_mask(any) != 0, 0)) {
+            for (int r = 0; r < kRows; ++r) {
+                const float least = _mm512_reduce_min_ps(least_of_row(scores, r));
+                if (least <= bound[r]) append(panel, r, g, least, delta[r], true);
+            }
         }
     }
     _tile_release();

@@ -20,11 +20,11 @@ inline Vec broadcast(const float* p) { return _mm256_broadcast_ss(p); }
 inline Vec splat(float x) { return _mm256_set1_ps(x); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
-inline bool any_less_equal(Vec a, float bound) {
-    return _mm256_movemask_ps(_mm256_cmp_ps(a, _mm256_set1_ps(bound), _CMP_LE_OQ)) != 0;
-}
+inline Vec or3(Vec a, Vec b, Vec c) { return _mm256_or_ps(a, _mm256_or_ps(b, c)); }
+inline bool any_negative(Vec a) { return _mm256_movemask_ps(a) != 0; }
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 inline Vec round(Vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline Vec two_to(Vec n) {

@@ -22,6 +22,7 @@ inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 inline Vec round(Vec a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline Vec two_to(Vec n) {
@@ -29,9 +30,11 @@ inline Vec two_to(Vec n) {
     return _mm512_maskz_scalef_ps(normal, _mm512_set1_ps(1.0f), n);
 }
 inline float reduce_min(Vec a) { return _mm512_reduce_min_ps(a); }
-inline bool any_less_equal(Vec a, float bound) {
-    return _mm512_cmp_ps_mask(a, _mm512_set1_ps(bound), _CMP_LE_OQ) != 0;
+inline Vec or3(Vec a, Vec b, Vec c) {
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
+        _mm512_castps_si512(a), _mm512_castps_si512(b), _mm512_castps_si512(c), 0xfe));
 }
+inline bool any_negative(Vec a) { return _mm512_movepi32_mask(_mm512_castps_si512(a)) != 0; }
 
 // Bits 15 and 6 of the control register: results and inputs below the normal range become 0.
 class FlushSubnormals {

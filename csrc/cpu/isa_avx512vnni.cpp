@@ -14,14 +14,26 @@ inline void multiply_add(__m512i& sum, __m512i a, __m512i b) {
     asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
 }
 
-// Half norms in units of this panel and group. Those beyond 2^30, and the infinite ones of codes that
+// Half norms in units of this panel and group. Those beyond 2^29, and the infinite ones of codes that
 // are not there, are cut: a score that is too low can only make a candidate too many, as long as it
-// does not count as an upper bound. Products stay below 2^30, so no score leaves 32 bits.
-constexpr float kCut = 0x1p30f;
+// does not count as an upper bound. Products stay below 2^29, so no score leaves 32 bits.
+constexpr float kCut = 0x1p29f;
+constexpr int32_t kCutUnits = 1 << 29;
 
 inline __m512i half_norms(const float* values, __m512 unit) {
     const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(values), unit);
     return _mm512_cvtps_epi32(_mm512_min_ps(scaled, _mm512_set1_ps(kCut)));
+}
+
+// The bounds of the rows in whole units, rounded up, less one: a score qualifies if score - bound - 1 is
+// negative. Cut so that the difference stays in 32 bits; scores lie between -2^29 and 2^30.
+inline __m512i bounds(__m512 upper, __m512 delta, __m512 unit) {
+    const __m512 bound = _mm512_mul_ps(_mm512_add_ps(upper, delta), unit);
+    const __m512 cut = _mm512_max_ps(_mm512_min_ps(bound, _mm512_set1_ps(0x1p30f)),
+                                     _mm512_set1_ps(-0x1p29f - 64));
+    const __m512i whole =
+        _mm512_cvt_roundps_epi32(cut, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
+    return _mm512_add_epi32(whole, _mm512_set1_epi32(1));
 }
 
 void screen(const void* rows, const PackedCodes& codes, int64_t begin, int64_t end, Panel& panel) {
@@ -33,13 +45,22 @@ void screen(const void* rows, const PackedCodes& codes, int64_t begin, int64_t e
         const __m512i* values =
             static_cast<const __m512i*>(codes.values) + g * pairs * (kGroup / 16);
         const float unit = panel.scale * group.scale;
+        const __m512 delta =
+            _mm512_fmadd_ps(slope, _mm512_set1_ps(group.norm),
+                            _mm512_fmadd_ps(spread, _mm512_set1_ps(group.residual),
+                                            _mm512_set1_ps(group.largest)));
+        alignas(64) int32_t start[16];
+        _mm512_store_si512(start,
+                           bounds(_mm512_load_ps(panel.upper), delta, _mm512_set1_ps(unit)));
+        // From memory they are broadcast for free; from a register by a shuffle each.
+        asm volatile("" ::"m"(start) : "memory");
         const __m512i first = half_norms(codes.half_norms + g * kGroup, _mm512_set1_ps(unit));
         const __m512i second = half_norms(codes.half_norms + g * kGroup + 16, _mm512_set1_ps(unit));
         __m512i low[kRows], high[kRows];
 #pragma GCC unroll 12
         for (int r = 0; r < kRows; ++r) {
-            low[r] = first;
-            high[r] = second;
+            low[r] = _mm512_sub_epi32(first, _mm512_set1_epi32(start[r]));
+            high[r] = _mm512_sub_epi32(second, _mm512_set1_epi32(start[r]));
         }
         for (int64_t d = 0; d < pairs; ++d) {
             const __m512i a = _mm512_load_si512(values + 2 * d);
@@ -51,38 +72,24 @@ void screen(const void* rows, const PackedCodes& codes, int64_t begin, int64_t e
                 multiply_add(high[r], z, b);
             }
         }
-        const __m512 delta =
-            _mm512_fmadd_ps(slope, _mm512_set1_ps(group.norm),
-                            _mm512_fmadd_ps(spread, _mm512_set1_ps(group.residual),
-                                            _mm512_set1_ps(group.largest)));
-        // The bound in whole units, rounded up; scores stay within +-2^31, so a cut bound is no loss.
-        const __m512 bound = _mm512_mul_ps(_mm512_add_ps(_mm512_load_ps(panel.upper), delta),
-                                           _mm512_set1_ps(unit));
-        const __m512 cut = _mm512_max_ps(_mm512_min_ps(bound, _mm512_set1_ps(0x1.fffffcp30f)),
-                                         _mm512_set1_ps(-0x1p31f));
-        alignas(64) int32_t bounds[16];
-        _mm512_store_si512(
-            bounds, _mm512_cvt_roundps_epi32(cut, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC));
-        // From memory they are broadcast for free; from a register by a shuffle each.
-        asm volatile("" ::"m"(bounds) : "memory");
-        uint32_t hit = 0;
+        // One sign bit tells whether any of the 384 scores qualifies.
+        __m512i any = _mm512_or_si512(low[0], high[0]);
 #pragma GCC unroll 12
-        for (int r = 0; r < kRows; ++r) {
-            low[r] = _mm512_min_epi32(low[r], high[r]);
-            const __mmask16 below = _mm512_cmple_epi32_mask(low[r], _mm512_set1_epi32(bounds[r]));
-            hit |= static_cast<uint32_t>(below != 0) << r;
-        }
-        if (__builtin_expect(hit != 0, 0)) {
-            alignas(64) __m512i scores[kRows];
+        for (int r = 1; r < kRows; ++r) any = _mm512_ternarylogic_epi32(any, low[r], high[r], 0xfe);
+        if (__builtin_expect(_mm512_movepi32_mask(any) != 0, 0)) {
+            alignas(64) __m512i least[kRows];
 #pragma GCC unroll 12
-            for (int r = 0; r < kRows; ++r) _mm512_store_si512(&scores[r], low[r]);
+            for (int r = 0; r < kRows; ++r) {
+                _mm512_store_si512(&least[r], _mm512_min_epi32(low[r], high[r]));
+            }
             alignas(64) float deltas[16];
             _mm512_store_ps(deltas, delta);
-            for (; hit != 0; hit &= hit - 1) {
-                const int r = __builtin_ctz(hit);
-                const int32_t least = _mm512_reduce_min_epi32(_mm512_load_si512(&scores[r]));
-                const bool lowers = least < (1 << 30) && unit * group.half_norm < kCut;
-                append(panel, r, g, static_cast<float>(least) / unit, deltas[r], lowers);
+            for (int r = 0; r < kRows; ++r) {
+                const __m512i scores = _mm512_load_si512(&least[r]);
+                if (_mm512_movepi32_mask(scores) == 0) continue;
+                const int32_t score = _mm512_reduce_min_epi32(scores) + start[r];
+                const bool lowers = score < kCutUnits && unit * group.half_norm < kCut;
+                append(panel, r, g, static_cast<float>(score) / unit, deltas[r], lowers);
             }
         }
     }

@@ -26,6 +26,7 @@ inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec add(Vec a, Vec b) { return a + b; }
+inline Vec sub(Vec a, Vec b) { return a - b; }
 inline Vec mul(Vec a, Vec b) { return a * b; }
 inline Vec round(Vec a) {
     // Adding 1.5 * 2^23 leaves no room for a fraction; good for |a| < 2^22.
@@ -45,8 +46,11 @@ inline float reduce_min(Vec a) {
     for (int i = 1; i < kLanes; ++i) least = a[i] < least ? a[i] : least;
     return least;
 }
-inline bool any_less_equal(Vec a, float bound) {
-    return (a[0] <= bound) | (a[1] <= bound) | (a[2] <= bound) | (a[3] <= bound);
+// Casts between vector types keep the bits.
+inline Vec or3(Vec a, Vec b, Vec c) { return (Vec)((IntVec)a | (IntVec)b | (IntVec)c); }
+inline bool any_negative(Vec a) {
+    const IntVec bits = (IntVec)a;
+    return ((bits[0] | bits[1]) | (bits[2] | bits[3])) < 0;
 }
 
 struct FlushSubnormals {

@@ -91,8 +91,8 @@ struct GroupMeasure {
     float scale;      // units of the codes
 };
 
-// The largest norm of an int16 vector in its own units: a product of two stays below 2^30.
-constexpr double kInt16Norm = 32700.0;
+// The largest norm of an int16 vector in its own units: a product of two stays below 2^29.
+constexpr double kInt16Norm = 23100.0;
 // Shorter vectors are scaled as if they were this long.
 constexpr double kShortest = 0x1p-40;
 

@@ -1,7 +1,7 @@
 """Images for training and evaluation: photographs, image folders, seeded crops."""
 
 from vqkern.data.crops import CropSampler, Region, default_region, to_float
-from vqkern.data.images import Picture, load_folder
+from vqkern.data.images import Picture, list_images, load_folder
 from vqkern.data.photographs import load_photographs
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Picture",
     "Region",
     "default_region",
+    "list_images",
     "load_folder",
     "load_photographs",
     "to_float",

@@ -14,6 +14,7 @@ from vqkern.data import (
     Picture,
     Region,
     default_region,
+    list_images,
     load_folder,
     load_photographs,
     to_float,
@@ -270,6 +271,9 @@ def _pool_batches(settings: DemoSettings, tokens: int) -> int:
 def _load(data: str | None) -> tuple[list[Picture], list[Region]]:
     if data is None:
         return load_photographs()
+    found = len(list_images(data))
+    if found > MAX_PICTURES:
+        print(f"{data} holds {found} images; the demo takes the first {MAX_PICTURES}, by name.")
     pictures = load_folder(data, MAX_PICTURES)
     return pictures, [default_region(picture, HELD_OUT_SIDE) for picture in pictures]
 
