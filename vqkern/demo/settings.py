@@ -16,8 +16,8 @@ class DemoSettings:
         crop: Side of the training crops in pixels.
         commitment: Weight of the base quantizer's pull on its encoder. Small on purpose: a strong
             pull folds the latents onto a few codes, and leaves a larger codebook nothing to gain.
-        pool_tokens: Latents of random crops that stage I draws from. Twenty for every code: with eight
-            the codes fit the pool, and the error of fresh crops is a third larger.
+        pool_tokens: Latents of random crops that stage I draws from. Twenty for every code: with
+            eight the codes fit the pool itself, and serve fresh crops less well.
         usage_tokens_per_code: Tokens over which usage is counted, per code of the large codebook.
         seed, threads: Together they determine every figure but speed and memory.
     """
@@ -30,7 +30,7 @@ class DemoSettings:
     usage_tokens_per_code: int = 4
     network: ConvConfig = ConvConfig()
     base: FromScratch = FromScratch()
-    substitution: Substitution = Substitution(steps=360, tokens=16384, lr=0.15)
+    substitution: Substitution = Substitution(steps=300, tokens=16384, lr=0.15)
     # The finest kernels are as wide as the distance between neighbouring codes: coarser ones alone
     # do not see a code that lies just beside the features, and it stays unused.
     alignment: MMD = MMD(
