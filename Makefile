@@ -4,10 +4,11 @@
 #   make demo        train, transplant and adapt a tokenizer on five photographs; runs/demo/report.html
 #   make test        all tests (under ten minutes on two cores)
 #   make bench       the kernels against their peers, interleaved
-#   make soak        ten-thousand-case sweeps, sanitizers, kernel mutants
+#   make soak        ten thousand searches a kernel, every Triton tile compiled
 #   make gpu-check   on a GPU machine: build, GPU tests, races, benchmarks, one command
 #   make lint        ruff
 
+SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 # The torch to install where none is found; one version gives everyone the same numbers.
@@ -32,7 +33,8 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/pytest.json
 
 soak: $(VENV)/.test
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	set -o pipefail; $(BIN)/python -m pytest -m slow --durations=0 $(ARGS) \
+		| tee benchmarks/results/soak.txt
 
 # The Python that is there already, with its CUDA torch: a GPU machine often has no network.
 gpu-check:

@@ -93,7 +93,7 @@ def test_principal_components_beat_any_other_start():
     patches = torch.nn.functional.pixel_unshuffle(x, 8).movedim(1, -1).reshape(-1, 192)
     values = torch.linalg.svdvals(patches - patches.mean(0)).square()
     assert error.item() == pytest.approx(float(values[4:].sum() / patches.numel()), rel=1e-3)
-    assert float(t.latent(x).square().mean()) == pytest.approx(1, rel=1e-2)
+    assert t.latent(x).square().mean().item() == pytest.approx(1, rel=1e-2)
     with pytest.raises(ValueError, match="images: 1 patches"):
         start_at_principal_components(t.encoder, t.decoder, x[:1, :, :8, :8])
 
