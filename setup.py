@@ -77,7 +77,8 @@ class CMakeBuild(build_ext):
             output = result.stdout + result.stderr
             if MODE != "auto" or self.verbose > 1:
                 sys.stderr.write(output)
-            lines = [line.strip() for line in output.splitlines() if "rror" in line]
+            words = ("error:", "No CMAKE_CXX_COMPILER")
+            lines = [line.strip() for line in output.splitlines() if any(w in line for w in words)]
             raise RuntimeError(" ".join([failure, *lines[:1]]))
 
 

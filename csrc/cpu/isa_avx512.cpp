@@ -36,18 +36,7 @@ inline Vec or3(Vec a, Vec b, Vec c) {
 }
 inline bool any_negative(Vec a) { return _mm512_movepi32_mask(_mm512_castps_si512(a)) != 0; }
 
-// Bits 15 and 6 of the control register: results and inputs below the normal range become 0.
-class FlushSubnormals {
-  public:
-    FlushSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
-    ~FlushSubnormals() { _mm_setcsr(before_); }
-    FlushSubnormals(const FlushSubnormals&) = delete;
-    FlushSubnormals& operator=(const FlushSubnormals&) = delete;
-
-  private:
-    unsigned before_;
-};
-
+#include "flush_subnormals_x86.inc"
 #include "screen.inc"
 
 #include "kernel_sums.inc"
