@@ -144,3 +144,13 @@ def test_a_file_in_place_of_the_output_folder_gets_one_line(tmp_path, capsys):
     assert main(["demo", "--quick", "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert str(tmp_path / "run") in error and error.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    for out in (taken, taken / "below"):
+        assert main(["demo", "--quick", "--out", str(out)]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("vqkern demo: --out: cannot write") and str(out) in message
+        assert message.count("\n") == 1

@@ -60,7 +60,11 @@ def run_demo(settings: DemoSettings, command: str) -> int:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     out = Path(settings.out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "report.html").touch()
+    except OSError as error:
+        raise ValueError(f"--out: cannot write a run into {str(out)!r}: {error.strerror}") from None
     demo = Demo(settings, device, out, command)
     start = time.perf_counter()
     try:
