@@ -139,13 +139,6 @@ def test_bad_options_get_one_line(tmp_path, capsys, options, message):
     assert message in error and error.count("\n") == 1
 
 
-def test_a_file_in_place_of_the_output_folder_gets_one_line(tmp_path, capsys):
-    (tmp_path / "run").write_text("x")
-    assert main(["demo", "--quick", "--out", str(tmp_path / "run")]) == 2
-    error = capsys.readouterr().err
-    assert str(tmp_path / "run") in error and error.count("\n") == 1
-
-
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
     taken = tmp_path / "taken"
     taken.write_text("a file")
