@@ -9,6 +9,32 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; mistakes of the user end in one line on stderr and exit code 2."""
+    name = "vqkern"
+    try:
+        arguments = _parser().parse_args(argv)
+        name = f"vqkern {arguments.command}"
+        return arguments.run(arguments)
+    except BrokenPipeError:
+        return 1
+    except (ValueError, TypeError, IndexError, OSError, ImportError, MemoryError) as error:
+        return _complain(name, error)
+    except RuntimeError as error:
+        # torch has no error of its own for memory that is not there.
+        if "allocate" not in str(error) and "out of memory" not in str(error):
+            raise
+        return _complain(name, error)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _complain(name: str, error: Exception) -> int:
+    message = " ".join(str(error).split()) or type(error).__name__
+    print(f"{name}: {message}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vqkern", description="Exact, fast vector quantization with very large codebooks."
     )
@@ -16,18 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_info(commands)
     _add_module(commands, "demo", "vqkern.demo", "make a large-codebook tokenizer from photographs")
     _add_module(commands, "bench", "vqkern.bench", "time nearest_code against its peers here")
-    arguments = parser.parse_args(argv)
-    try:
-        return arguments.run(arguments)
-    except BrokenPipeError:
-        return 1
-    except (ValueError, TypeError, IndexError, OSError, ImportError) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"vqkern {arguments.command}: {message}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"vqkern {arguments.command}: interrupted", file=sys.stderr)
-        return 130
+    return parser
 
 
 def _add_module(commands, name: str, module: str, summary: str) -> None:

@@ -46,10 +46,10 @@ def run(args: argparse.Namespace) -> int:
     settings = DemoSettings(
         seed=args.seed, threads=args.threads, device=args.device, data=args.data, out=args.out
     )
-    if args.codebook_size is not None:
-        settings = replace(settings, codebook_size=args.codebook_size)
     if args.quick:
         settings = quick(settings)
+    if args.codebook_size is not None:
+        settings = replace(settings, codebook_size=args.codebook_size)
     command = shlex.join(["vqkern", *sys.argv[1:]])
     return run_demo(settings, command)
 

@@ -89,6 +89,8 @@ class Quantizer(nn.Module):
         super().__init__()
         if dim < 1:
             raise ValueError(f"{type(self).__name__}: dim must be at least 1, got {dim}")
+        if not isinstance(channel_dim, int) or isinstance(channel_dim, bool):
+            raise ValueError(f"channel_dim must be a whole number, got {channel_dim!r}")
         self.dim = dim
         self.channel_dim = channel_dim
 
@@ -177,6 +179,13 @@ class Quantizer(nn.Module):
                 f"got {list(mask.shape)} on {mask.device}"
             )
         return mask.reshape(-1)
+
+
+def require_weight(name: str, value: float) -> None:
+    """A weight must be a finite number of at least 0."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
 
 
 def masked_mse(a: Tensor, b: Tensor, valid: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import code_sums
-from .base import masked_mse
+from .base import masked_mse, require_weight
 from .codes import Table
 
 
@@ -24,6 +24,7 @@ class Gradient(nn.Module):
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
+        require_weight("codebook_weight", weight)
         self.weight = weight
 
     def attach(self, codes: nn.Module) -> None:
@@ -54,8 +55,8 @@ class EMA(nn.Module):
 
     def __init__(self, decay: float = 0.99) -> None:
         super().__init__()
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        if not isinstance(decay, (int, float)) or not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay!r}")
         self.decay = decay
 
     def attach(self, codes: nn.Module) -> None:

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from ..ops import nearest_code
 from ..ops.take_codes import take_codes
 from .alignment import Alignment
-from .base import Quantizer, Usage, UsageCounter, masked_mse, straight_through
+from .base import (
+    Quantizer,
+    Usage,
+    UsageCounter,
+    masked_mse,
+    require_weight,
+    straight_through,
+)
 from .codes import Table
 from .updates import EMA, Gradient
 
@@ -40,6 +47,11 @@ class VectorQuantizer(Quantizer):
         estimator: Callable[[Tensor, Tensor], Tensor] = straight_through,
     ) -> None:
         super().__init__(codes.dim, channel_dim=channel_dim)
+        require_weight("commitment", commitment)
+        if alignment is not None and not callable(alignment):
+            raise ValueError(
+                f"alignment must be an Alignment, its config or None, got {alignment!r}"
+            )
         self.parametrisation = codes
         self.update = Gradient() if update is None else update
         self.update.attach(codes)
