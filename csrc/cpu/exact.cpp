@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 namespace vqkern {
@@ -48,12 +49,25 @@ void two_difference(double a, double b, double& high, double& low) {
 }  // namespace
 
 double squared_distance(const float* z, const float* e, int64_t dim) {
-    double sum = 0.0;
-    for (int64_t d = 0; d < dim; ++d) {
-        const double difference = static_cast<double>(z[d]) - static_cast<double>(e[d]);
-        sum += difference * difference;
+    // Eight chains in pairs; any other order, or fused operations, would give other bits.
+    typedef double Pair __attribute__((vector_size(16)));
+    Pair sums[4] = {};
+    const auto add = [&](int i, double z0, double z1, double e0, double e1) {
+        const Pair difference = Pair{z0, z1} - Pair{e0, e1};
+        sums[i] += difference * difference;
+    };
+    int64_t d = 0;
+    for (; d + 8 <= dim; d += 8) {
+        for (int i = 0; i < 4; ++i) {
+            add(i, z[d + 2 * i], z[d + 2 * i + 1], e[d + 2 * i], e[d + 2 * i + 1]);
+        }
     }
-    return sum;
+    for (int i = 0; d < dim; d += 2, ++i) {
+        const bool both = d + 1 < dim;
+        add(i, z[d], both ? z[d + 1] : 0.0, e[d], both ? e[d + 1] : 0.0);
+    }
+    const Pair sum = (sums[0] + sums[2]) + (sums[1] + sums[3]);
+    return sum[0] + sum[1];
 }
 
 int compare_distances(const float* z, const float* a, const float* b, int64_t dim) {
@@ -75,19 +89,21 @@ int compare_distances(const float* z, const float* a, const float* b, int64_t di
     return total.sign();
 }
 
-void Nearest::offer(int64_t code) {
+bool Nearest::offer(int64_t code) {
     const float* candidate = codes_ + code * dim_;
     const double distance = squared_distance(z_, candidate, dim_);
+    if (!(distance <= std::numeric_limits<double>::max())) return false;
     if (index_ >= 0) {
         const double width = 2.0 * (dim_ + 3) * 0x1p-53 * std::max(distance, distance_);
-        if (distance > distance_ + width) return;
+        if (distance > distance_ + width) return false;
         if (distance >= distance_ - width) {
             const int sign = compare_distances(z_, candidate, codes_ + index_ * dim_, dim_);
-            if (sign > 0 || (sign == 0 && code > index_)) return;
+            if (sign > 0 || (sign == 0 && code > index_)) return false;
         }
     }
     index_ = code;
     distance_ = distance;
+    return true;
 }
 
 }  // namespace vqkern

@@ -20,8 +20,6 @@ inline Vec broadcast(const float* p) { return _mm256_broadcast_ss(p); }
 inline Vec splat(float x) { return _mm256_set1_ps(x); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
-inline Vec or3(Vec a, Vec b, Vec c) { return _mm256_or_ps(a, _mm256_or_ps(b, c)); }
-inline bool any_negative(Vec a) { return _mm256_movemask_ps(a) != 0; }
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
@@ -39,6 +37,16 @@ inline float reduce_min(Vec a) {
     return _mm_cvtss_f32(v);
 }
 
+inline uint32_t at_most_eight(const float* a, Vec b) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(load(a), b, _CMP_LE_OQ)));
+}
+inline uint32_t at_most(const float* a, float limit) {
+    return at_most_eight(a, splat(limit)) | at_most_eight(a + 8, splat(limit)) << 8;
+}
+inline uint32_t at_most_each(const float* a, const float* b) {
+    return at_most_eight(a, load(b)) | at_most_eight(a + 8, load(b + 8)) << 8;
+}
+
 #include "flush_subnormals_x86.inc"
 #include "screen.inc"
 
@@ -48,8 +56,8 @@ inline float reduce_min(Vec a) {
 
 }  // namespace
 
-const ScreenKernels kScreenAvx2 = {Format::kFloat32, kRows, kGroup, 1, screen, score_group, nullptr};
+const ScreenKernels kScreenAvx2 = {Format::kFloat32, kRows, kTile, 1, screen, nullptr, nullptr};
 const FmaLoop kFmaLoopAvx2 = {2 * kChains * kLanes, fma_rounds};
-const KernelSumKernels kKernelSumsAvx2 = {kRows, kGroup, kernel_sums};
+const KernelSumKernels kKernelSumsAvx2 = {kRows, kTile, kernel_sums};
 
 }  // namespace vqkern

@@ -30,12 +30,8 @@ inline Vec two_to(Vec n) {
     return _mm512_maskz_scalef_ps(normal, _mm512_set1_ps(1.0f), n);
 }
 inline float reduce_min(Vec a) { return _mm512_reduce_min_ps(a); }
-inline Vec or3(Vec a, Vec b, Vec c) {
-    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
-        _mm512_castps_si512(a), _mm512_castps_si512(b), _mm512_castps_si512(c), 0xfe));
-}
-inline bool any_negative(Vec a) { return _mm512_movepi32_mask(_mm512_castps_si512(a)) != 0; }
 
+#include "at_most_avx512.inc"
 #include "flush_subnormals_x86.inc"
 #include "screen.inc"
 
@@ -44,16 +40,24 @@ inline bool any_negative(Vec a) { return _mm512_movepi32_mask(_mm512_castps_si51
 #include "fma_peak.inc"
 
 // float32 keeps its values; their one rounding is part of the screen's error.
-inline int64_t quantize(float*, int64_t, int64_t padded, GroupMeasure&) { return padded; }
-inline int64_t word_place(int64_t word, int half) { return word * 32 + half * 16; }
+template <Format>
+inline int64_t quantize(float*, int64_t, int64_t padded, float, bool, float& residual, int32_t& sum) {
+    residual = 0.0f;
+    sum = 0;
+    return padded;
+}
+inline void place_column(int32_t* out, int64_t word, int first, int lanes, __mmask16 there,
+                         __m512i column) {
+    _mm512_mask_storeu_epi32(out + word * lanes + first, there, column);
+}
 
 #include "pack_avx512.inc"
 
-
 }  // namespace
 
-const ScreenKernels kScreenAvx512 = {Format::kFloat32, kRows, kGroup, 1, screen, score_group, pack};
+const ScreenKernels kScreenAvx512 = {Format::kFloat32, kRows,  kTile, 1,
+                                     screen,           centre, place<Format::kFloat32>};
 const FmaLoop kFmaLoopAvx512 = {2 * kChains * kLanes, fma_rounds};
-const KernelSumKernels kKernelSumsAvx512 = {kRows, kGroup, kernel_sums};
+const KernelSumKernels kKernelSumsAvx512 = {kRows, kTile, kernel_sums};
 
 }  // namespace vqkern

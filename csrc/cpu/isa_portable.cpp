@@ -46,11 +46,16 @@ inline float reduce_min(Vec a) {
     for (int i = 1; i < kLanes; ++i) least = a[i] < least ? a[i] : least;
     return least;
 }
-// Casts between vector types keep the bits.
-inline Vec or3(Vec a, Vec b, Vec c) { return (Vec)((IntVec)a | (IntVec)b | (IntVec)c); }
-inline bool any_negative(Vec a) {
-    const IntVec bits = (IntVec)a;
-    return ((bits[0] | bits[1]) | (bits[2] | bits[3])) < 0;
+
+inline uint32_t at_most(const float* a, float limit) {
+    uint32_t mask = 0;
+    for (int i = 0; i < 2 * kLanes; ++i) mask |= static_cast<uint32_t>(a[i] <= limit) << i;
+    return mask;
+}
+inline uint32_t at_most_each(const float* a, const float* b) {
+    uint32_t mask = 0;
+    for (int i = 0; i < 16; ++i) mask |= static_cast<uint32_t>(a[i] <= b[i]) << i;
+    return mask;
 }
 
 struct FlushSubnormals {
@@ -66,8 +71,8 @@ struct FlushSubnormals {
 
 }  // namespace
 
-const ScreenKernels kScreenPortable = {Format::kFloat32, kRows, kGroup, 1, screen, score_group, nullptr};
+const ScreenKernels kScreenPortable = {Format::kFloat32, kRows, kTile, 1, screen, nullptr, nullptr};
 const FmaLoop kFmaLoopPortable = {2 * kChains * kLanes, fma_rounds};
-const KernelSumKernels kKernelSumsPortable = {kRows, kGroup, kernel_sums};
+const KernelSumKernels kKernelSumsPortable = {kRows, kTile, kernel_sums};
 
 }  // namespace vqkern

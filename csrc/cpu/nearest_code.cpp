@@ -10,6 +10,7 @@
 #include "buffer.h"
 #include "codebook.h"
 #include "exact.h"
+#include "packing.h"
 
 namespace vqkern {
 namespace {
@@ -18,8 +19,99 @@ namespace {
 constexpr double kLongest = 0x1p90;
 
 constexpr int64_t kNearBytes = 24 << 10;  // codes that stay in the first-level cache
-constexpr int64_t kFarBytes = 256 << 10;  // or in the second, where one group fills the first
+constexpr int64_t kFarBytes = 256 << 10;  // or in the second, where one tile fills the first
 constexpr int64_t kMostRows = 768;        // rows that share one pass over the codes
+
+constexpr int kHeld = 16;             // candidates a row holds before they are measured
+// A row that needs more codes measured goes to a more precise screen.
+constexpr int64_t most_measured(int64_t k) { return 1024 + k / 16; }
+
+constexpr int64_t kScanBlock = 64;  // codes measured for one row after the other
+// So few rows are measured against all codes in less time than it takes to pack those.
+constexpr int64_t kFewRows = 2;
+
+// A panel of rows and their answers so far.
+class RowPanel final : public Hits {
+  public:
+    void open(const float* z, double squared, int r, const Codebook& codebook) {
+        codebook_ = &codebook;
+        rows_[r] = Row();
+        rows_[r].nearest = Nearest(z, codebook.codes, codebook.dim);
+        rows_[r].squared = squared;
+        panel.upper[r] = FLT_MAX;
+    }
+
+    void overflow(int r) {
+        rows_[r].overflowed = true;
+        panel.upper[r] = -FLT_MAX;
+    }
+
+    void measure(int r, int64_t code) override {
+        if (code >= codebook_->k) return;
+        Row& row = rows_[r];
+        row.measured += 1;
+        if (!row.nearest.offer(code)) return;
+        const double squared = row.nearest.distance() * codebook_->scale * codebook_->scale;
+        const double rounding = (codebook_->dim + 8) * 0x1p-52 * (squared + row.squared);
+        const double score = (squared - row.squared) / 2 + rounding;
+        // Four units in the last place keep later float32 sums with this bound on the safe side.
+        const float upper = round_up(score + std::fabs(score) * 0x1p-22);
+        panel.upper[r] = std::min(panel.upper[r], upper);
+    }
+
+    void keep(int r, int64_t code, float lower) override {
+        Row& row = rows_[r];
+        if (row.overflowed) return;
+        if (row.held == kHeld) {
+            int kept = 0;
+            for (int i = 0; i < kHeld; ++i) {
+                if (row.held_codes[i].lower <= panel.upper[r]) {
+                    row.held_codes[kept++] = row.held_codes[i];
+                }
+            }
+            row.held = kept;
+            if (kept == kHeld) measure_held(r);
+            if (row.measured > most_measured(codebook_->k)) return overflow(r);
+        }
+        row.held_codes[row.held++] = {code, lower};
+    }
+
+    bool overflowed(int r) const { return rows_[r].overflowed; }
+
+    // The nearest code of a row that did not overflow, and how many codes were measured for it.
+    const Nearest& finish(int r, int64_t& measured) {
+        measure_held(r);
+        measured += rows_[r].measured;
+        return rows_[r].nearest;
+    }
+
+    Panel panel;
+
+  private:
+    struct Candidate {
+        int64_t code;
+        float lower;  // it scores no less
+    };
+    struct Row {
+        Nearest nearest;
+        double squared = 0.0;  // |z - c|^2
+        int64_t measured = 0;
+        int held = 0;
+        bool overflowed = false;
+        Candidate held_codes[kHeld];
+    };
+
+    void measure_held(int r) {
+        Row& row = rows_[r];
+        for (int i = 0; i < row.held; ++i) {
+            if (row.held_codes[i].lower <= panel.upper[r]) measure(r, row.held_codes[i].code);
+        }
+        row.held = 0;
+    }
+
+    const Codebook* codebook_ = nullptr;
+    Row rows_[kPanelRows];
+};
 
 // Some rows of a search, packed in panels and screened together.
 class RowChunk {
@@ -27,46 +119,38 @@ class RowChunk {
     RowChunk(const float* z, const Packed& packed, int64_t capacity)
         : z_(z),
           packed_(packed),
-          codebook_(packed.codebook()),
           kernels_(packed.kernels()),
           panel_bytes_(kernels_.rows * packed.dim() * bytes_of(kernels_.format)),
           rows_(capacity / kernels_.rows * panel_bytes_ / sizeof(float)),
-          panels_(new Panel[capacity / kernels_.rows]),
-          centred_(kernels_.rows * packed.dim()) {}
+          packer_(packed.codebook(), kernels_, true, kernels_.rows),
+          panels_(new RowPanel[capacity / kernels_.rows]) {}
 
-    // Screens the finite rows `ids`; then each has overflowed, or its candidates can be offered.
+    // Screens the finite rows `ids`; then each has overflowed, or can be finished.
     void screen(const int64_t* ids, int64_t count) {
         const int64_t panels = (count + kernels_.rows - 1) / kernels_.rows;
+        const PackedCodes codes = packed_.codes();
         for (int64_t p = 0; p < panels; ++p) {
             const int64_t first = p * kernels_.rows;
             pack_panel(p, ids + first, std::min<int64_t>(kernels_.rows, count - first));
         }
-        const int64_t bytes = packed_.group_bytes();
-        const int64_t budget = 2 * bytes <= kNearBytes ? kNearBytes : kFarBytes;
-        const int64_t block = std::max<int64_t>(1, budget / bytes);
-        const PackedCodes codes = packed_.codes();
+        const int64_t budget = kFarBytes;
+        const int64_t fits = budget / (packed_.tile_bytes() * codes.group_tiles);
+        const int64_t block = std::min<int64_t>(kMostGroups, std::max<int64_t>(1, fits));
         for (int64_t group = 0; group < packed_.groups(); group += block) {
             const int64_t stop = std::min(packed_.groups(), group + block);
             for (int64_t p = 0; p < panels; ++p) {
-                kernels_.screen(panel_rows(p), codes, group, stop, panels_[p]);
+                kernels_.screen(panel_rows(p), codes, group, stop, panels_[p].panel);
             }
         }
     }
 
     bool overflowed(int64_t local) const {
-        return panels_[local / kernels_.rows].overflow[local % kernels_.rows];
+        return panels_[local / kernels_.rows].overflowed(static_cast<int>(local % kernels_.rows));
     }
 
-    // Offers every code that may be the nearest of the row; returns how many those were.
-    int64_t offer_candidates(int64_t local, Nearest& nearest) {
-        const int r = static_cast<int>(local % kernels_.rows);
-        const Panel& panel = panels_[local / kernels_.rows];
-        int64_t offered = 0;
-        for (int c = 0; c < panel.count[r]; ++c) {
-            if (panel.candidates[r][c].lower > panel.upper[r]) continue;
-            offered += offer_group(local, panel.candidates[r][c].group, nearest);
-        }
-        return offered;
+    const Nearest& finish(int64_t local, int64_t& measured) {
+        return panels_[local / kernels_.rows].finish(static_cast<int>(local % kernels_.rows),
+                                                     measured);
     }
 
   private:
@@ -75,71 +159,44 @@ class RowChunk {
     }
 
     void pack_panel(int64_t p, const int64_t* ids, int64_t count) {
-        Panel& panel = panels_[p];
-        const int64_t dim = packed_.dim();
-        double longest = packed_.typical_norm();
-        double norms[kPanelRows] = {};
-        bool open[kPanelRows] = {};
-        std::fill(centred_.begin(), centred_.end(), 0.0);
+        const Codebook& codebook = packed_.codebook();
+        RowPanel& rows = panels_[p];
+        Panel& panel = rows.panel;
+        panel.hits = &rows;
         for (int r = 0; r < kPanelRows; ++r) {
-            panel.count[r] = 0;
-            panel.overflow[r] = false;
-            panel.slope[r] = panel.spread[r] = 0.0f;
             panel.upper[r] = -FLT_MAX;  // closed
-            if (r >= count) continue;
-            const float* z = z_ + ids[r] * codebook_.dim;
-            double* out = &centred_[r * dim];
-            double squared = 0.0;
-            for (int64_t d = 0; d < codebook_.dim; ++d) {
-                out[d] = codebook_.centred(z[d], d);
-                squared += out[d] * out[d];
-            }
-            norms[r] = std::sqrt(squared);
-            open[r] = norms[r] <= kLongest;
-            if (open[r]) {
-                panel.upper[r] = FLT_MAX;
-                longest = std::max(longest, norms[r]);
-            } else {
-                panel.overflow[r] = true;
-                std::fill(out, out + dim, 0.0);
-            }
+            panel.slope[r] = panel.spread[r] = 0.0f;
+            panel.shift[r] = 0;
         }
-        panel.scale = kernels_.format == Format::kInt16
-                          ? static_cast<float>(kInt16Norm / std::max(longest, kShortest))
-                          : 1.0f;
-        for (int r = 0; r < kernels_.rows; ++r) {
-            const Rounded rounded = round_row(panel_rows(p), r, panel.scale);
-            if (open[r]) set_slopes(panel, r, rounded, norms[r]);
+        const float* vectors[kPanelRows];
+        for (int64_t r = 0; r < count; ++r) vectors[r] = z_ + ids[r] * codebook.dim;
+        packer_.centre(vectors, count);
+        double longest = 0.0, widest = 0.0;
+        bool all_short = true;
+        for (int r = 0; r < count; ++r) {
+            rows.open(vectors[r], packer_.squared(r), r, codebook);
+            if (!(std::sqrt(packer_.squared(r)) <= kLongest)) {
+                rows.overflow(r);
+                vectors[r] = nullptr;
+                all_short = false;
+                continue;
+            }
+            longest = std::max(longest, std::sqrt(packer_.squared(r)));
+            widest = std::max(widest, packer_.widest(r));
+        }
+        if (!all_short) packer_.centre(vectors, count);
+        panel.scale = packed_.row_scale(longest, widest);
+        packer_.place(0, count, panel.scale, panel_rows(p));
+        for (int r = 0; r < count; ++r) {
+            panel.shift[r] = 128 * packer_.sum(r);
+            if (!rows.overflowed(r)) set_slopes(panel, r);
         }
     }
 
-    // Writes the negated centred row r of a panel in the screen's format.
-    Rounded round_row(char* panel, int r, double scale) const {
-        const int64_t dim = packed_.dim();
-        const double* from = &centred_[r * dim];
-        const int rows = kernels_.rows;
-        switch (kernels_.format) {
-            case Format::kFloat32: {
-                float* to = reinterpret_cast<float*>(panel) + r;
-                for (int64_t d = 0; d < dim; ++d) to[d * rows] = -static_cast<float>(from[d]);
-                break;
-            }
-            case Format::kInt16: {
-                int16_t* to = reinterpret_cast<int16_t*>(panel) + 2 * r;
-                return round_int16(from, dim, scale, -1.0,
-                                   [=](int64_t d) { return to + d / 2 * rows * 2 + d % 2; });
-            }
-            case Format::kBf16: {
-                uint16_t* to = reinterpret_cast<uint16_t*>(panel);
-                return round_bf16(from, dim, -1.0,
-                                  [=](int64_t d) { return to + bf16_row_place(r, d); });
-            }
-        }
-        return {0.0, 0.0};
-    }
-
-    void set_slopes(Panel& panel, int r, const Rounded& rounded, double norm) const {
-        double slope = rounded.residual;
+    void set_slopes(Panel& panel, int r) const {
+        const double norm = std::sqrt(packer_.squared(r));
+        const double rounded = norm + packer_.residual(r);  // at least |zq|
+        double slope = packer_.residual(r);
         switch (kernels_.format) {
             case Format::kFloat32:  // the residuals are part of kappa
                 slope = packed_.kappa() * norm;
@@ -148,50 +205,30 @@ class RowChunk {
                 // Two units: half for the rounded half norm, one for the bound, and some to spare.
                 slope += 2.0 / (panel.scale * kInt16Norm);
                 break;
+            case Format::kInt8:  // as many units; no code is wider than it is long
+                slope += 2.0 / (panel.scale * kInt8Most);
+                break;
             case Format::kBf16:  // |eq| is at most |e| + residual, and twice the former at most
-                slope += 2.0 * packed_.kappa() * rounded.norm;
+                slope += 2.0 * packed_.kappa() * rounded;
                 break;
         }
         panel.slope[r] = round_up(slope * kInflate);
-        panel.spread[r] = round_up(rounded.norm * kInflate);
-    }
-
-    int64_t offer_group(int64_t local, int64_t g, Nearest& nearest) {
-        const PackedCodes codes = packed_.codes();
-        const int r = static_cast<int>(local % kernels_.rows);
-        const int64_t p = local / kernels_.rows;
-        const Panel& panel = panels_[p];
-        const Group& group = codes.groups[g];
-        float scores[64];
-        kernels_.score_group(panel_rows(p), r, codes, g, panel, scores);
-        const float delta =
-            panel.slope[r] * group.norm + panel.spread[r] * group.residual + group.largest;
-        int64_t offered = 0;
-        for (int j = 0; j < kernels_.group_size; ++j) {
-            const float slack = (delta + std::fabs(scores[j])) * 0x1p-22f + delta;
-            if (!(scores[j] - slack <= panel.upper[r])) continue;
-            const int64_t code = g * kernels_.group_size + j;
-            if (code >= codebook_.k || !codebook_.finite[code]) continue;
-            nearest.offer(code);
-            offered += 1;
-        }
-        return offered;
+        panel.spread[r] = round_up(rounded * kInflate);
     }
 
     const float* z_;
     const Packed& packed_;
-    const Codebook& codebook_;
     const ScreenKernels& kernels_;
     int64_t panel_bytes_;
     Buffer rows_;
-    std::unique_ptr<Panel[]> panels_;
-    std::vector<double> centred_;
+    Packer packer_;
+    std::unique_ptr<RowPanel[]> panels_;
 };
 
 // One search: its inputs, and the answers as they are found.
 struct Search {
     const float* z;
-    const Codebook& codebook;
+    Codebook& codebook;
     int64_t* index;
     float* distance;
     int threads;
@@ -231,9 +268,7 @@ struct Search {
                         undecided[begin + local] = 1;
                         continue;
                     }
-                    Nearest nearest = start(ids[begin + local]);
-                    candidates += chunk.offer_candidates(local, nearest);
-                    answer(ids[begin + local], nearest);
+                    answer(ids[begin + local], chunk.finish(local, candidates));
                     certified += 1;
                 }
             }
@@ -247,40 +282,35 @@ struct Search {
         return rest;
     }
 
+    // Measures every code for rows `ids`, the codes shared out among the threads.
     void scan(const std::vector<int64_t>& ids, SearchCounts& counts) const {
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-        for (int64_t j = 0; j < static_cast<int64_t>(ids.size()); ++j) {
+        const int64_t n = static_cast<int64_t>(ids.size());
+        std::vector<Nearest> found(n * threads);
+#pragma omp parallel for num_threads(threads)
+        for (int t = 0; t < threads; ++t) {
+            const int64_t begin = codebook.k * t / threads, end = codebook.k * (t + 1) / threads;
+            for (int64_t block = begin; block < end; block += kScanBlock) {
+                const int64_t stop = std::min(end, block + kScanBlock);
+                for (int64_t j = 0; j < n; ++j) {
+                    Nearest& nearest = found[j * threads + t];
+                    if (block == begin) nearest = start(ids[j]);
+                    for (int64_t k = block; k < stop; ++k) nearest.offer(k);
+                }
+            }
+        }
+        for (int64_t j = 0; j < n; ++j) {
             Nearest nearest = start(ids[j]);
-            for (int64_t k = 0; k < codebook.k; ++k) {
-                if (codebook.finite[k]) nearest.offer(k);
+            for (int t = 0; t < threads; ++t) {
+                const int64_t code = found[j * threads + t].index();
+                if (code >= 0) nearest.offer(code);
             }
             answer(ids[j], nearest);
         }
-        counts.scanned += static_cast<int64_t>(ids.size());
+        counts.scanned += n;
     }
 };
 
 }  // namespace
-
-void append(Panel& panel, int row, int64_t group, float least, float delta, bool lowers) {
-    Candidate* candidates = panel.candidates[row];
-    if (panel.count[row] == kCapacity) {
-        int kept = 0;
-        for (int i = 0; i < kCapacity; ++i) {
-            if (candidates[i].lower <= panel.upper[row]) candidates[kept++] = candidates[i];
-        }
-        panel.count[row] = kept;
-        if (kept == kCapacity) {
-            panel.overflow[row] = true;
-            panel.upper[row] = -FLT_MAX;
-            return;
-        }
-    }
-    // Four units in the last place keep later float32 sums with these bounds on the safe side.
-    const float slack = (std::fabs(least) + delta) * 0x1p-22f + delta;
-    candidates[panel.count[row]++] = {static_cast<int32_t>(group), least - slack};
-    if (lowers && least + slack < panel.upper[row]) panel.upper[row] = least + slack;
-}
 
 SearchCounts nearest_code(const float* z, const float* codes, int64_t n, int64_t k, int64_t dim,
                           int64_t* index, float* distance, int threads,
@@ -288,7 +318,7 @@ SearchCounts nearest_code(const float* z, const float* codes, int64_t n, int64_t
     SearchCounts counts = {0, 0, 0, 0};
     if (n == 0) return counts;
     threads = std::max(1, threads);
-    const Codebook codebook(codes, k, dim, threads);
+    Codebook codebook(codes, k, dim);
     const Search search = {z, codebook, index, distance, threads};
 
     std::vector<int64_t> rows;
@@ -302,7 +332,9 @@ SearchCounts nearest_code(const float* z, const float* codes, int64_t n, int64_t
         }
     }
     for (const ScreenKernels* screen : screens) {
-        if (dim >= screen->least_dim) rows = search.screen(rows, *screen, counts);
+        if (static_cast<int64_t>(rows.size()) <= kFewRows) break;
+        const bool fits = dim >= screen->least_dim && dim <= most_channels(screen->format);
+        if (fits) rows = search.screen(rows, *screen, counts);
     }
     search.scan(rows, counts);
     return counts;
