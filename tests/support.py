@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import torch
 
 from vqkern import backend
@@ -20,12 +22,16 @@ CPU_KERNELS = list(NATIVE.cpu_kernels()) if HAS_NATIVE else []
 SEARCHES = ["reference", *CPU_KERNELS]
 
 
-def search(which: str, z: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def search(
+    which: str, z: torch.Tensor, codes: torch.Tensor, metric: str = "l2"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Index and distance by the reference or by one of the native kernels."""
     if which == "reference":
-        return reference.nearest_code(z, codes, "l2")
-    index, distance, _ = native.search(z, codes, which)
-    return index, distance
+        return reference.nearest_code(z, codes, metric)
+    # So few rows are not screened at all; here the screens are meant.
+    enough = z.repeat(5, 1) if len(z) <= 2 else z
+    index, distance, _ = native.search(enough, codes, which, metric)
+    return index[: len(z)], distance[: len(z)]
 
 
 def lattice_oracle(z: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,6 +46,19 @@ def lattice_oracle(z: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, 
 def float64_distances(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """Direct differences, no expansion: relative error below (D + 3) 2^-53."""
     return (z.double()[:, None] - codes.double()[None]).square().sum(-1)
+
+
+def exact_cosine_order(z: list[float], codes: list[list[float]]) -> int:
+    """Lowest index of the largest cosine with z, in rational arithmetic; codes are not zero."""
+    rows = [[Fraction(v) for v in row] for row in codes]
+    target = [Fraction(v) for v in z]
+
+    def signed_square(row: list[Fraction]) -> Fraction:
+        dot = sum(a * b for a, b in zip(target, row, strict=True))
+        return dot * abs(dot) / sum(b * b for b in row)
+
+    values = [signed_square(row) for row in rows]
+    return values.index(max(values))
 
 
 def assert_no_regret(z: torch.Tensor, codes: torch.Tensor, index: torch.Tensor) -> None:

@@ -53,8 +53,13 @@ float round_up(double x) {
     return y < x ? std::nextafterf(y, FLT_MAX) : y;
 }
 
-Codebook::Codebook(const float* codes, int64_t k, int64_t dim)
-    : codes(codes), k(k), dim(dim), centre(dim, 0.0f) {
+Codebook::Codebook(const Screened& screened)
+    : codes(screened.codes),
+      k(screened.k),
+      dim(screened.dim),
+      relative(screened.relative),
+      absolute(screened.absolute),
+      centre(dim, 0.0f) {
     // Any centre is right; a median makes the bounds tight, and a few codes far out do not move it.
     const int64_t stride = (k + kSample - 1) / kSample;
     std::vector<const float*> sample;
@@ -64,7 +69,7 @@ Codebook::Codebook(const float* codes, int64_t k, int64_t dim)
     if (sample.empty()) return;
     const size_t middle = sample.size() / 2;
     std::vector<float> values(sample.size());
-    for (int64_t d = 0; d < dim; ++d) {
+    for (int64_t d = 0; d < dim && !screened.centred; ++d) {
         for (size_t j = 0; j < sample.size(); ++j) values[j] = sample[j][d];
         std::nth_element(values.begin(), values.begin() + middle, values.end());
         centre[d] = values[middle];
@@ -170,7 +175,9 @@ double Packed::pack_group(int64_t g, Packer& packer, const float** vectors) {
     group.norm = round_up(norm * kInflate);
     group.residual = round_up(residual * kInflate);
     group.half_norm = round_up(longest / 2 * kInflate);
-    group.largest = round_up(kappa_ * longest / 2 * kInflate + kUnderflow);
+    const double stand_ins = 1.01 * codebook_.relative * longest +
+                             codebook_.absolute * codebook_.scale * codebook_.scale;
+    group.largest = round_up((kappa_ * longest / 2 + stand_ins) * kInflate + kUnderflow);
     return longest;
 }
 

@@ -19,9 +19,19 @@ float round_up(double x);
 
 class Packer;
 
-// The codes as they came, and the centre and scale that all screens share.
+// Vectors as the screens see them: the caller's, or float32 stand-ins for them.
+struct Screened {
+    const float* z;      // [n][dim]
+    const float* codes;  // [k][dim]
+    int64_t n, k, dim;
+    bool centred = false;   // around 0
+    double relative = 0.0;  // |stand-in - vector| / |stand-in| is at most this,
+    double absolute = 0.0;  // and what else a score may be off
+};
+
+// The codes of a search, and the centre and scale that all screens share.
 struct Codebook {
-    Codebook(const float* codes, int64_t k, int64_t dim);
+    explicit Codebook(const Screened& screened);
 
     double norm(const float* code) const;  // |e - c|, not scaled
 
@@ -35,6 +45,7 @@ struct Codebook {
 
     const float* codes;
     int64_t k, dim;
+    double relative, absolute;  // as in Screened
     std::vector<float> centre;
     double scale = 1.0;
     bool fits_float = true;  // centred values and their scale are ordinary float32 numbers

@@ -1,343 +1,185 @@
 #include "nearest_code.h"
 
 #include <algorithm>
-#include <cfloat>
 #include <cmath>
 #include <limits>
-#include <memory>
-#include <vector>
 
-#include "buffer.h"
-#include "codebook.h"
-#include "exact.h"
-#include "packing.h"
+#include "search.h"
 
 namespace vqkern {
 namespace {
 
-// Rows longer than this are not screened: their scores could leave the float32 range.
-constexpr double kLongest = 0x1p90;
+// A float32 stand-in of a float64 vector is off by half a unit in its last place.
+constexpr double kRelative = 0x1p-24;
+// Float64 roundings of unit vectors and their cosines, far above any: they only cost candidates.
+constexpr double kAbsolute = 0x1p-44;
 
-constexpr int64_t kNearBytes = 24 << 10;  // codes that stay in the first-level cache
-constexpr int64_t kFarBytes = 256 << 10;  // or in the second, where one tile fills the first
-constexpr int64_t kMostRows = 768;        // rows that share one pass over the codes
+template <typename T>
+bool finite_row(const T* x, int64_t dim) {
+    T sum = 0;  // x - x is 0 for finite x and NaN for the rest
+    for (int64_t d = 0; d < dim; ++d) sum += x[d] - x[d];
+    return sum == 0;
+}
 
-constexpr int kHeld = 16;             // candidates a row holds before they are measured
-// A row that needs more codes measured goes to a more precise screen.
-constexpr int64_t most_measured(int64_t k) { return 1024 + k / 16; }
-
-constexpr int64_t kScanBlock = 64;  // codes measured for one row after the other
-// So few rows are measured against all codes in less time than it takes to pack those.
-constexpr int64_t kFewRows = 2;
-
-// A panel of rows and their answers so far.
-class RowPanel final : public Hits {
-  public:
-    void open(const float* z, double squared, int r, const Codebook& codebook) {
-        codebook_ = &codebook;
-        rows_[r] = Row();
-        rows_[r].nearest = Nearest(z, codebook.codes, codebook.dim);
-        rows_[r].squared = squared;
-        panel.upper[r] = FLT_MAX;
+template <typename T>
+double largest_of(const T* x, int64_t dim) {
+    double largest = 0.0;
+    for (int64_t d = 0; d < dim; ++d) {
+        largest = std::max(largest, std::fabs(static_cast<double>(x[d])));
     }
+    return largest;
+}
 
-    void overflow(int r) {
-        rows_[r].overflowed = true;
-        panel.upper[r] = -FLT_MAX;
-    }
+// A power of two that brings x near 1; 1 for 0 and what is not finite.
+double scale_for(double x) {
+    if (!(x > 0.0 && x <= std::numeric_limits<double>::max())) return 1.0;
+    return std::ldexp(1.0, std::max(-1000, std::min(1000, -std::ilogb(x))));
+}
 
-    void measure(int r, int64_t code) override {
-        if (code >= codebook_->k) return;
-        Row& row = rows_[r];
-        row.measured += 1;
-        if (!row.nearest.offer(code)) return;
-        const double squared = row.nearest.distance() * codebook_->scale * codebook_->scale;
-        const double rounding = (codebook_->dim + 8) * 0x1p-52 * (squared + row.squared);
-        const double score = (squared - row.squared) / 2 + rounding;
-        // Four units in the last place keep later float32 sums with this bound on the safe side.
-        const float upper = round_up(score + std::fabs(score) * 0x1p-22);
-        panel.upper[r] = std::min(panel.upper[r], upper);
-    }
+// Float32 stand-ins: vectors times a factor each, less a common centre.
+struct StandIns {
+    StandIns(int64_t n, int64_t k, int64_t dim) : z(n * dim), codes(k * dim), centre(dim, 0.0) {}
 
-    void keep(int r, int64_t code, float lower) override {
-        Row& row = rows_[r];
-        if (row.overflowed) return;
-        if (row.held == kHeld) {
-            int kept = 0;
-            for (int i = 0; i < kHeld; ++i) {
-                if (row.held_codes[i].lower <= panel.upper[r]) {
-                    row.held_codes[kept++] = row.held_codes[i];
-                }
-            }
-            row.held = kept;
-            if (kept == kHeld) measure_held(r);
-            if (row.measured > most_measured(codebook_->k)) return overflow(r);
+    // The centre: that of some codes. A factor of NaN marks a code that is never chosen.
+    template <typename T, typename Factor>
+    void set_centre(const T* from, int64_t k, int64_t dim, Factor factor) {
+        const int64_t stride = (k + kCentreCodes - 1) / kCentreCodes;
+        int64_t count = 0;
+        for (int64_t j = 0; j < k; j += stride) {
+            const double f = factor(j);
+            if (!std::isfinite(f) || !finite_row(from + j * dim, dim)) continue;
+            for (int64_t d = 0; d < dim; ++d) centre[d] += from[j * dim + d] * f;
+            count += 1;
         }
-        row.held_codes[row.held++] = {code, lower};
+        for (double& c : centre) c /= std::max<int64_t>(count, 1);
     }
 
-    bool overflowed(int r) const { return rows_[r].overflowed; }
-
-    // The nearest code of a row that did not overflow, and how many codes were measured for it.
-    const Nearest& finish(int r, int64_t& measured) {
-        measure_held(r);
-        measured += rows_[r].measured;
-        return rows_[r].nearest;
-    }
-
-    Panel panel;
-
-  private:
-    struct Candidate {
-        int64_t code;
-        float lower;  // it scores no less
-    };
-    struct Row {
-        Nearest nearest;
-        double squared = 0.0;  // |z - c|^2
-        int64_t measured = 0;
-        int held = 0;
-        bool overflowed = false;
-        Candidate held_codes[kHeld];
-    };
-
-    void measure_held(int r) {
-        Row& row = rows_[r];
-        for (int i = 0; i < row.held; ++i) {
-            if (row.held_codes[i].lower <= panel.upper[r]) measure(r, row.held_codes[i].code);
-        }
-        row.held = 0;
-    }
-
-    const Codebook* codebook_ = nullptr;
-    Row rows_[kPanelRows];
-};
-
-// Some rows of a search, packed in panels and screened together.
-class RowChunk {
-  public:
-    RowChunk(const float* z, const Packed& packed, int64_t capacity)
-        : z_(z),
-          packed_(packed),
-          kernels_(packed.kernels()),
-          panel_bytes_(kernels_.rows * packed.dim() * bytes_of(kernels_.format)),
-          rows_(capacity / kernels_.rows * panel_bytes_ / sizeof(float)),
-          packer_(packed.codebook(), kernels_, true, kernels_.rows),
-          panels_(new RowPanel[capacity / kernels_.rows]) {}
-
-    // Screens the finite rows `ids`; then each has overflowed, or can be finished.
-    void screen(const int64_t* ids, int64_t count) {
-        const int64_t panels = (count + kernels_.rows - 1) / kernels_.rows;
-        const PackedCodes codes = packed_.codes();
-        for (int64_t p = 0; p < panels; ++p) {
-            const int64_t first = p * kernels_.rows;
-            pack_panel(p, ids + first, std::min<int64_t>(kernels_.rows, count - first));
-        }
-        const int64_t budget = kFarBytes;
-        const int64_t fits = budget / (packed_.tile_bytes() * codes.group_tiles);
-        const int64_t block = std::min<int64_t>(kMostGroups, std::max<int64_t>(1, fits));
-        for (int64_t group = 0; group < packed_.groups(); group += block) {
-            const int64_t stop = std::min(packed_.groups(), group + block);
-            for (int64_t p = 0; p < panels; ++p) {
-                kernels_.screen(panel_rows(p), codes, group, stop, panels_[p].panel);
-            }
-        }
-    }
-
-    bool overflowed(int64_t local) const {
-        return panels_[local / kernels_.rows].overflowed(static_cast<int>(local % kernels_.rows));
-    }
-
-    const Nearest& finish(int64_t local, int64_t& measured) {
-        return panels_[local / kernels_.rows].finish(static_cast<int>(local % kernels_.rows),
-                                                     measured);
-    }
-
-  private:
-    char* panel_rows(int64_t p) {
-        return reinterpret_cast<char*>(rows_.data) + p * panel_bytes_;
-    }
-
-    void pack_panel(int64_t p, const int64_t* ids, int64_t count) {
-        const Codebook& codebook = packed_.codebook();
-        RowPanel& rows = panels_[p];
-        Panel& panel = rows.panel;
-        panel.hits = &rows;
-        for (int r = 0; r < kPanelRows; ++r) {
-            panel.upper[r] = -FLT_MAX;  // closed
-            panel.slope[r] = panel.spread[r] = 0.0f;
-            panel.shift[r] = 0;
-        }
-        const float* vectors[kPanelRows];
-        for (int64_t r = 0; r < count; ++r) vectors[r] = z_ + ids[r] * codebook.dim;
-        packer_.centre(vectors, count);
-        double longest = 0.0, widest = 0.0;
-        bool all_short = true;
-        for (int r = 0; r < count; ++r) {
-            rows.open(vectors[r], packer_.squared(r), r, codebook);
-            if (!(std::sqrt(packer_.squared(r)) <= kLongest)) {
-                rows.overflow(r);
-                vectors[r] = nullptr;
-                all_short = false;
-                continue;
-            }
-            longest = std::max(longest, std::sqrt(packer_.squared(r)));
-            widest = std::max(widest, packer_.widest(r));
-        }
-        if (!all_short) packer_.centre(vectors, count);
-        panel.scale = packed_.row_scale(longest, widest);
-        packer_.place(0, count, panel.scale, panel_rows(p));
-        for (int r = 0; r < count; ++r) {
-            panel.shift[r] = 128 * packer_.sum(r);
-            if (!rows.overflowed(r)) set_slopes(panel, r);
-        }
-    }
-
-    void set_slopes(Panel& panel, int r) const {
-        const double norm = std::sqrt(packer_.squared(r));
-        const double rounded = norm + packer_.residual(r);  // at least |zq|
-        double slope = packer_.residual(r);
-        switch (kernels_.format) {
-            case Format::kFloat32:  // the residuals are part of kappa
-                slope = packed_.kappa() * norm;
-                break;
-            case Format::kInt16:
-                // Two units: half for the rounded half norm, one for the bound, and some to spare.
-                slope += 2.0 / (panel.scale * kInt16Norm);
-                break;
-            case Format::kInt8:  // as many units; no code is wider than it is long
-                slope += 2.0 / (panel.scale * kInt8Most);
-                break;
-            case Format::kBf16:  // |eq| is at most |e| + residual, and twice the former at most
-                slope += 2.0 * packed_.kappa() * rounded;
-                break;
-        }
-        panel.slope[r] = round_up(slope * kInflate);
-        panel.spread[r] = round_up(rounded * kInflate);
-    }
-
-    const float* z_;
-    const Packed& packed_;
-    const ScreenKernels& kernels_;
-    int64_t panel_bytes_;
-    Buffer rows_;
-    Packer packer_;
-    std::unique_ptr<RowPanel[]> panels_;
-};
-
-// One search: its inputs, and the answers as they are found.
-struct Search {
-    const float* z;
-    Codebook& codebook;
-    int64_t* index;
-    float* distance;
-    int threads;
-
-    Nearest start(int64_t i) const {
-        return Nearest(z + i * codebook.dim, codebook.codes, codebook.dim);
-    }
-
-    void answer(int64_t i, const Nearest& nearest) const {
-        index[i] = nearest.index();
-        distance[i] = nearest.index() < 0 ? std::numeric_limits<float>::infinity()
-                                          : static_cast<float>(nearest.distance());
-    }
-
-    // Screens rows `ids` and answers those that it decides; returns the others, in order.
-    std::vector<int64_t> screen(const std::vector<int64_t>& ids, const ScreenKernels& kernels,
-                                SearchCounts& counts) const {
-        if (ids.empty()) return {};
-        const Packed packed(codebook, kernels, threads);
-        // Enough chunks to balance the threads, large enough to share each pass over the codes.
-        const int64_t n = static_cast<int64_t>(ids.size());
-        const int64_t fair = (n + 2 * threads - 1) / (2 * threads);
-        const int64_t wanted = std::min(std::max<int64_t>(fair, 1), kMostRows);
-        const int64_t rows = (wanted + kernels.rows - 1) / kernels.rows * kernels.rows;
-        const int64_t chunks = (n + rows - 1) / rows;
-        std::vector<uint8_t> undecided(n, 0);
-        int64_t certified = 0, candidates = 0;
-#pragma omp parallel num_threads(threads) reduction(+ : certified, candidates)
-        {
-            RowChunk chunk(z, packed, rows);
-#pragma omp for schedule(dynamic)
-            for (int64_t c = 0; c < chunks; ++c) {
-                const int64_t begin = c * rows, count = std::min(rows, n - begin);
-                chunk.screen(&ids[begin], count);
-                for (int64_t local = 0; local < count; ++local) {
-                    if (chunk.overflowed(local)) {
-                        undecided[begin + local] = 1;
-                        continue;
-                    }
-                    answer(ids[begin + local], chunk.finish(local, candidates));
-                    certified += 1;
-                }
-            }
-        }
-        counts.certified += certified;
-        counts.candidates += candidates;
-        std::vector<int64_t> rest;
-        for (int64_t j = 0; j < n; ++j) {
-            if (undecided[j]) rest.push_back(ids[j]);
-        }
-        return rest;
-    }
-
-    // Measures every code for rows `ids`, the codes shared out among the threads.
-    void scan(const std::vector<int64_t>& ids, SearchCounts& counts) const {
-        const int64_t n = static_cast<int64_t>(ids.size());
-        std::vector<Nearest> found(n * threads);
+    template <typename T, typename Factor>
+    void fill(const T* from, int64_t rows, int64_t dim, int threads, Factor factor, Buffer& to) {
 #pragma omp parallel for num_threads(threads)
-        for (int t = 0; t < threads; ++t) {
-            const int64_t begin = codebook.k * t / threads, end = codebook.k * (t + 1) / threads;
-            for (int64_t block = begin; block < end; block += kScanBlock) {
-                const int64_t stop = std::min(end, block + kScanBlock);
-                for (int64_t j = 0; j < n; ++j) {
-                    Nearest& nearest = found[j * threads + t];
-                    if (block == begin) nearest = start(ids[j]);
-                    for (int64_t k = block; k < stop; ++k) nearest.offer(k);
-                }
+        for (int64_t j = 0; j < rows; ++j) {
+            const double f = factor(j);
+            for (int64_t d = 0; d < dim; ++d) {
+                to.data[j * dim + d] = static_cast<float>(from[j * dim + d] * f - centre[d]);
             }
         }
-        for (int64_t j = 0; j < n; ++j) {
-            Nearest nearest = start(ids[j]);
-            for (int t = 0; t < threads; ++t) {
-                const int64_t code = found[j * threads + t].index();
-                if (code >= 0) nearest.offer(code);
-            }
-            answer(ids[j], nearest);
-        }
-        counts.scanned += n;
     }
+
+    static constexpr int64_t kCentreCodes = 1024;
+    Buffer z, codes;
+    std::vector<double> centre;
 };
+
+template <typename T>
+typename Cosine<T>::Length length_of(const T* x, int64_t dim) {
+    const double scale = scale_for(largest_of(x, dim));
+    double squared = 0.0;
+    for (int64_t d = 0; d < dim; ++d) squared += (x[d] * scale) * (x[d] * scale);
+    return {scale, std::sqrt(squared)};
+}
+
+void search_l2(std::vector<int64_t> rows, const float* z, const float* codes, int64_t n, int64_t k,
+               int64_t dim, int64_t* index, float* distance, int threads,
+               const std::vector<const ScreenKernels*>& screens, SearchCounts& counts) {
+    const SquaredL2<float> measure = {z, codes, dim, 1.0, 1.0};
+    const Screened screened = {z, codes, n, k, dim};
+    search_rows(std::move(rows), measure, screened, screens, index, distance, threads, counts);
+}
+
+void search_l2(std::vector<int64_t> rows, const double* z, const double* codes, int64_t n, int64_t k,
+               int64_t dim, int64_t* index, double* distance, int threads,
+               const std::vector<const ScreenKernels*>& screens, SearchCounts& counts) {
+    double code = 0.0, row = 0.0;
+    for (int64_t j = 0; j < k; ++j) {
+        if (finite_row(codes + j * dim, dim)) code = std::max(code, largest_of(codes + j * dim, dim));
+    }
+    for (int64_t i : rows) row = std::max(row, largest_of(z + i * dim, dim));
+    // Squares must not overflow; the screens only need float32's range for the codes.
+    const double scale = scale_for(std::max(code, row)), screen_scale = scale_for(code);
+    const auto factor = [screen_scale](int64_t) { return screen_scale; };
+    StandIns stand_ins(n, k, dim);
+    stand_ins.set_centre(codes, k, dim, factor);
+    stand_ins.fill(z, n, dim, threads, factor, stand_ins.z);
+    stand_ins.fill(codes, k, dim, threads, factor, stand_ins.codes);
+    Screened screened = {stand_ins.z.data, stand_ins.codes.data, n, k, dim, true, kRelative, 0x1p-90};
+    const double unit = screen_scale / scale;
+    const SquaredL2<double> measure = {z, codes, dim, scale, unit * unit};
+    search_rows(std::move(rows), measure, screened, screens, index, distance, threads, counts);
+}
+
+template <typename T>
+void search_cosine(std::vector<int64_t> rows, const T* z, const T* codes, int64_t n, int64_t k,
+                   int64_t dim, int64_t* index, T* distance, int threads,
+                   const std::vector<const ScreenKernels*>& screens, SearchCounts& counts) {
+    Cosine<T> measure = {z, codes, dim, {}, {}};
+    measure.rows.resize(n);
+    measure.of_codes.resize(k);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t i = 0; i < n; ++i) measure.rows[i] = length_of(z + i * dim, dim);
+    int64_t first = k, usable = 0;  // the first finite code, and how many are not zero
+#pragma omp parallel for num_threads(threads) reduction(min : first) reduction(+ : usable)
+    for (int64_t j = 0; j < k; ++j) {
+        measure.of_codes[j] = length_of(codes + j * dim, dim);
+        if (!finite_row(codes + j * dim, dim)) continue;
+        first = std::min(first, j);
+        usable += measure.of_codes[j].norm > 0.0;
+    }
+    // Where all cosines are 0, the first code is the nearest.
+    const auto undecided = [&](int64_t i) {
+        if (usable > 0 && measure.rows[i].norm > 0.0) return true;
+        const bool any = first < k;
+        index[i] = any ? first : -1;
+        distance[i] = any ? T(1) : std::numeric_limits<T>::infinity();
+        counts.certified += 1;
+        return false;
+    };
+    rows.erase(std::stable_partition(rows.begin(), rows.end(), undecided), rows.end());
+    if (rows.empty()) return;
+    const auto row_factor = [&](int64_t i) { return measure.rows[i].scale / measure.rows[i].norm; };
+    const auto code_factor = [&](int64_t j) {
+        const double norm = measure.of_codes[j].norm;
+        return norm > 0.0 ? measure.of_codes[j].scale / norm : std::nan("");
+    };
+    StandIns stand_ins(n, k, dim);
+    stand_ins.set_centre(codes, k, dim, code_factor);
+    stand_ins.fill(z, n, dim, threads, row_factor, stand_ins.z);
+    stand_ins.fill(codes, k, dim, threads, code_factor, stand_ins.codes);
+    const Screened screened = {stand_ins.z.data,  stand_ins.codes.data, n, k, dim, true, kRelative,
+                               kAbsolute + dim * 0x1p-50};
+    search_rows(std::move(rows), measure, screened, screens, index, distance, threads, counts);
+}
 
 }  // namespace
 
-SearchCounts nearest_code(const float* z, const float* codes, int64_t n, int64_t k, int64_t dim,
-                          int64_t* index, float* distance, int threads,
+template <typename T>
+SearchCounts nearest_code(const T* z, const T* codes, int64_t n, int64_t k, int64_t dim, bool cosine,
+                          int64_t* index, T* distance, int threads,
                           const std::vector<const ScreenKernels*>& screens) {
     SearchCounts counts = {0, 0, 0, 0};
-    if (n == 0) return counts;
     threads = std::max(1, threads);
-    Codebook codebook(codes, k, dim);
-    const Search search = {z, codebook, index, distance, threads};
-
     std::vector<int64_t> rows;
     rows.reserve(n);
     for (int64_t i = 0; i < n; ++i) {
-        if (all_finite(z + i * dim, dim)) {
+        if (finite_row(z + i * dim, dim)) {
             rows.push_back(i);
-        } else {
-            search.answer(i, search.start(i));
-            counts.invalid += 1;
+            continue;
         }
+        index[i] = -1;
+        distance[i] = std::numeric_limits<T>::infinity();
+        counts.invalid += 1;
     }
-    for (const ScreenKernels* screen : screens) {
-        if (static_cast<int64_t>(rows.size()) <= kFewRows) break;
-        const bool fits = dim >= screen->least_dim && dim <= most_channels(screen->format);
-        if (fits) rows = search.screen(rows, *screen, counts);
+    if (cosine) {
+        search_cosine(std::move(rows), z, codes, n, k, dim, index, distance, threads, screens, counts);
+    } else {
+        search_l2(std::move(rows), z, codes, n, k, dim, index, distance, threads, screens, counts);
     }
-    search.scan(rows, counts);
     return counts;
 }
+
+template SearchCounts nearest_code(const float*, const float*, int64_t, int64_t, int64_t, bool,
+                                   int64_t*, float*, int, const std::vector<const ScreenKernels*>&);
+template SearchCounts nearest_code(const double*, const double*, int64_t, int64_t, int64_t, bool,
+                                   int64_t*, double*, int,
+                                   const std::vector<const ScreenKernels*>&);
 
 }  // namespace vqkern
