@@ -185,9 +185,9 @@ constexpr auto row_scores = scores_of_row<Format::kInt8>;
 
 }  // namespace
 
-const ScreenKernels kScreenAvx512Vnni = {Format::kInt16, kRows,  kTile, 1,
+const ScreenKernels kScreenAvx512Vnni = {Format::kInt16, kRows,  kTile, 2,
                                          int16::screen,  centre, place<Format::kInt16>};
-const ScreenKernels kScreenAvx512VnniInt8 = {Format::kInt8, kRows,  kTile, 1,
+const ScreenKernels kScreenAvx512VnniInt8 = {Format::kInt8, kRows,  kTile, 7,
                                              int8::screen,  centre, place<Format::kInt8>};
 
 }  // namespace vqkern

@@ -18,14 +18,14 @@ namespace vqkern {
 // Rows longer than this are not screened: their scores could leave the float32 range.
 constexpr double kLongest = 0x1p90;
 
-constexpr int64_t kNearBytes = 24 << 10;  // codes that stay in the first-level cache
-constexpr int64_t kFarBytes = 256 << 10;  // or in the second, where one tile fills the first
+constexpr int64_t kBlockBytes = 256 << 10;  // codes that stay in the second-level cache
 constexpr int64_t kMostRows = 768;        // rows that share one pass over the codes
 
 constexpr int kHeld = 16;             // candidates a row holds before they are measured
 // A row that needs more codes measured goes to a more precise screen.
 constexpr int64_t most_measured(int64_t k) { return 1024 + k / 16; }
 
+constexpr int64_t kProbedRows = 192;
 constexpr int64_t kScanBlock = 64;  // codes measured for one row after the other
 // So few rows are measured against all codes in less time than it takes to pack those.
 constexpr int64_t kFewRows = 2;
@@ -139,8 +139,7 @@ class RowChunk {
             const int64_t first = p * kernels_.rows;
             pack_panel(p, ids + first, std::min<int64_t>(kernels_.rows, count - first));
         }
-        const int64_t budget = kFarBytes;
-        const int64_t fits = budget / (packed_.tile_bytes() * codes.group_tiles);
+        const int64_t fits = kBlockBytes / (packed_.tile_bytes() * codes.group_tiles);
         const int64_t block = std::min<int64_t>(kMostGroups, std::max<int64_t>(1, fits));
         for (int64_t group = 0; group < packed_.groups(); group += block) {
             const int64_t stop = std::min(packed_.groups(), group + block);
@@ -248,16 +247,35 @@ struct Search {
         distance[i] = static_cast<T>(nearest.distance());
     }
 
-    // Screens rows `ids` and answers those that it decides; returns the others, in order.
+    // Screens rows `ids` and answers those that it decides; returns the others, in order. Where a few rows
+    // show that measuring candidates takes longer than a more precise screen, the rest is left to it.
     std::vector<int64_t> screen(const std::vector<int64_t>& ids, const ScreenKernels& kernels,
-                                SearchCounts& counts) const {
-        if (ids.empty()) return {};
-        const Packed packed(codebook, kernels, threads);
-        // Enough chunks to balance the threads, large enough to share each pass over the codes.
+                                bool last, SearchCounts& counts) const {
         const int64_t n = static_cast<int64_t>(ids.size());
+        const Packed packed(codebook, kernels, threads);
+        std::vector<int64_t> rest;
+        int64_t begin = 0;
+        if (!last && n >= 32 * kProbedRows) {
+            const int64_t before = counts.candidates;
+            screen_part(packed, ids.data(), kProbedRows, rest, counts);
+            const double measured = static_cast<double>(counts.candidates - before) / kProbedRows;
+            begin = kProbedRows;
+            if (measured * (64 + codebook.dim) > codebook.k * codebook.dim / 64.0) {
+                rest.insert(rest.end(), ids.begin() + begin, ids.end());
+                return rest;
+            }
+        }
+        screen_part(packed, &ids[begin], n - begin, rest, counts);
+        return rest;
+    }
+
+    void screen_part(const Packed& packed, const int64_t* ids, int64_t n,
+                     std::vector<int64_t>& rest, SearchCounts& counts) const {
+        // Enough chunks to balance the threads, large enough to share each pass over the codes.
+        const int64_t panel = packed.kernels().rows;
         const int64_t fair = (n + 2 * threads - 1) / (2 * threads);
         const int64_t wanted = std::min(std::max<int64_t>(fair, 1), kMostRows);
-        const int64_t rows = (wanted + kernels.rows - 1) / kernels.rows * kernels.rows;
+        const int64_t rows = (wanted + panel - 1) / panel * panel;
         const int64_t chunks = (n + rows - 1) / rows;
         std::vector<uint8_t> undecided(n, 0);
         int64_t certified = 0, candidates = 0;
@@ -267,7 +285,7 @@ struct Search {
 #pragma omp for schedule(dynamic)
             for (int64_t c = 0; c < chunks; ++c) {
                 const int64_t begin = c * rows, count = std::min(rows, n - begin);
-                chunk.screen(&ids[begin], count);
+                chunk.screen(ids + begin, count);
                 for (int64_t local = 0; local < count; ++local) {
                     if (chunk.overflowed(local)) {
                         undecided[begin + local] = 1;
@@ -280,11 +298,9 @@ struct Search {
         }
         counts.certified += certified;
         counts.candidates += candidates;
-        std::vector<int64_t> rest;
         for (int64_t j = 0; j < n; ++j) {
             if (undecided[j]) rest.push_back(ids[j]);
         }
-        return rest;
     }
 
     // Measures every code for rows `ids`, the codes shared out among the threads.
@@ -324,11 +340,15 @@ void search_rows(std::vector<int64_t> rows, const Measure& measure, const Screen
     if (rows.empty()) return;
     Codebook codebook(screened);
     const Search<T, Measure> search = {measure, screened.z, codebook, index, distance, threads};
+    const int64_t dim = screened.dim;
+    std::vector<const ScreenKernels*> fitting;
     for (const ScreenKernels* screen : screens) {
-        if (static_cast<int64_t>(rows.size()) <= kFewRows) break;
-        const int64_t dim = screened.dim;
         const bool fits = dim >= screen->least_dim && dim <= most_channels(screen->format);
-        if (fits) rows = search.screen(rows, *screen, counts);
+        if (fits) fitting.push_back(screen);
+    }
+    for (const ScreenKernels* screen : fitting) {
+        if (static_cast<int64_t>(rows.size()) <= kFewRows) break;
+        rows = search.screen(rows, *screen, screen == fitting.back(), counts);
     }
     search.scan(rows, counts);
 }
