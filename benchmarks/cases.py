@@ -17,9 +17,7 @@ LARGEST = 16384
 HALF = [Case(4096, 16384, 8, dtype=dtype) for dtype in ("float16", "bfloat16")]
 
 _GAUSSIAN = [Case(*shape) for shape in SHAPES]
-_SWEEPS = [
-    Case(n, k, d) for k, d in SWEPT for n in (*SWEEP, LARGEST) if (n, k, d) not in SHAPES
-]
+_SWEEPS = [Case(n, k, d) for k, d in SWEPT for n in (*SWEEP, LARGEST) if (n, k, d) not in SHAPES]
 
 NEAREST_CODE = [
     *_GAUSSIAN,
