@@ -57,8 +57,8 @@ CASES_FULL = {**CASES, "nearest_code": NEAREST_CODE_FULL}
 # The pytest-benchmark suites: small enough to be run after every change.
 SUITES = {
     "nearest_code": [
-        Case(1024, 65536, 64),
-        *(Case(4096, 8192, 16, data=data) for data in DATA),
+        Case(256, 65536, 64),
+        *(Case(1024, 8192, 16, data=data) for data in DATA),
     ],
     "code_sums": CODE_SUMS[:3],
     "squared_mmd": SQUARED_MMD[:1],

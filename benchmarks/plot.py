@@ -148,7 +148,8 @@ def _label(row: Row) -> str:
     text = f"{time:.3g}" if time < 999.5 else f"{time:.0f}"
     if _ours(row):
         fraction = row["fraction_of_yardstick"]
-        text += f" ms, {float(fraction):.0%} of the peak rate" if fraction else " ms"
+        dtype = "fp16" if "fp16" in row["yardstick"] else "fp32"
+        text += f" ms, {float(fraction):.0%} of the {dtype} peak" if fraction else " ms"
     elif row["time_vs_ours"]:
         text += f" ({float(row['time_vs_ours']):.3g}x)"
     return text + (f", {wrong:.1%} wrong" if wrong else "")

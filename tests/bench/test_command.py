@@ -177,7 +177,7 @@ def test_plot_has_a_panel_a_shape_and_one_a_sweep(module, tmp_path):
     assert plot._sweeps(rows) == [(2000, 50)]
     assert plot._bar_shapes(every, rows, [(2000, 50)]) == [(1000, 2000, 50), (300, 70, 50)]
     ours, peer = (row for row in rows if row["n"] == "1000")
-    assert plot._label(ours) == "200 ms, 10% of the peak rate"
+    assert plot._label(ours) == "200 ms, 10% of the fp32 peak"
     assert plot._label(peer) == "600000 (3e+03x), 1.6% wrong"
     assert plot.plot(path).stat().st_size > 1000
 

@@ -180,10 +180,12 @@ def _compare(
         except Exception as error:
             result.fail(error)
             continue
-        defect = _defect(result) if contestant.ours else None
-        if defect is not None:
-            result.status, result.reason = "failed", f"{defect}: not timed"
-            continue
+        if contestant.ours:
+            wrong = defect(result.verdict)
+            wrong = wrong or (None if result.same_bits else "two calls differ in their bits")
+            if wrong is not None:
+                result.status, result.reason = "failed", f"{wrong}: not timed"
+                continue
         if once > longest and not contestant.ours:
             before_rounds[contestant.name] = once
         else:
@@ -247,9 +249,8 @@ def _judge_twice(call: Call, judge: Judge, result: Result, device: str) -> float
     return once
 
 
-def _defect(result: Result) -> str | None:
-    """What is wrong with an output that promises to be exact and the same every time, or None."""
-    verdict = result.verdict
+def defect(verdict: Verdict) -> str | None:
+    """What is wrong with an output that promises to be exact, or None."""
     if verdict.wrong or verdict.not_lowest:
         return (
             f"{verdict.wrong} wrong and {verdict.not_lowest} ties not to the lowest index "
@@ -257,7 +258,7 @@ def _defect(result: Result) -> str | None:
         )
     if verdict.error is not None and not verdict.error <= LARGEST_ERROR:
         return f"error {verdict.error:.1e} above {LARGEST_ERROR:.0e}"
-    return None if result.same_bits else "two calls differ in their bits"
+    return None
 
 
 def interleave(
