@@ -60,7 +60,7 @@ SUITES = {
         Case(256, 65536, 64),
         *(Case(1024, 8192, 16, data=data) for data in DATA),
     ],
-    "code_sums": CODE_SUMS[:3],
+    "code_sums": [Case(4096, 16384, 8, op="code_sums"), *CODE_SUMS[1:3]],
     "squared_mmd": SQUARED_MMD[:1],
     "layer_step": [Case(2048, 16384, 32, op="layer_step")],
     "layer_step_ema": [Case(2048, 16384, 32, op="layer_step_ema")],

@@ -49,8 +49,8 @@ def run(benchmark, probe: MemoryProbe):
                 assert defect(verdict) is None
             memory = probe.measure(contestant, case)
             counts = contestant.counts and contestant.counts(case, *inputs)
+            benchmark.group = case.label()
             benchmark.pedantic(call, rounds=ROUNDS, warmup_rounds=1)
-        benchmark.group = case.label()
         benchmark.extra_info.update(environment(case))
         benchmark.extra_info.update(
             contestant=contestant.name,

@@ -10,7 +10,7 @@ import torch
 import vqkern
 from vqkern import bench
 from vqkern.bench import Case, Comparison, Contestant, Result, Verdict, compare
-from vqkern.bench.measure import TORCH_MATMUL, interleave
+from vqkern.bench.measure import HALF_MATMUL, NATIVE_PEAK, TORCH_MATMUL, interleave
 from vqkern.bench.memory import PEAK_RESET, Memory, MemoryProbe
 from vqkern.bench.operations import OPERATIONS, judge_mmd, judge_nearest, judge_sums
 
@@ -285,6 +285,15 @@ def test_arithmetic():
     assert peer.verdict.wrong_rate == 8 / 512
 
 
+def test_the_yardstick_is_the_highest_rate_that_was_measured():
+    comparison = _fixed()
+    assert comparison.yardstick() == (TORCH_MATMUL, 10.0)
+    comparison.yardsticks[HALF_MATMUL] = 80.0
+    assert comparison.yardstick() == (HALF_MATMUL, 80.0)
+    comparison.yardsticks = {TORCH_MATMUL: 10.0, NATIVE_PEAK: 12.0}
+    assert comparison.yardstick() == (NATIVE_PEAK, 12.0)
+
+
 def test_table_shows_the_figures():
     lines = bench.table(_fixed()).splitlines()
     peer = next(line for line in lines if line.startswith("peer  "))
@@ -337,7 +346,10 @@ def test_memory_is_that_of_the_call():
         memory = probe.measure(contestants["torch cdist + argmin"], case)
         unknown = probe.measure(Contestant("lambda", lambda case, z, codes: None), case)
         unseen = probe.measure(Contestant("unseen", _exact, memory=("cuda",)), case)
-    assert memory.method == PEAK_RESET, memory.method
+        step = OPERATIONS["layer_step_ema"]
+        ours = probe.measure(step.contestants[0], Case(4096, 16384, 4, op=step.name))
+    assert memory.method == ours.method == PEAK_RESET, memory.method
+    assert ours.extra_bytes / 2**20 < 16  # an N x K matrix would take 256 MiB
     assert 60 < memory.extra_bytes / 2**20 < 100
     assert unknown.extra_bytes is None and "not measured" in unknown.method
     assert unseen == (None, "not measured: its first call does other work as well")
