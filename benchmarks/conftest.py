@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vqkern import certificates
 from vqkern.bench import Case, Contestant, MemoryProbe, environment
 from vqkern.bench.measure import defect, unavailable
 from vqkern.bench.operations import OPERATIONS
@@ -41,21 +43,21 @@ def run(benchmark, probe: MemoryProbe):
         with torch.no_grad():
             inputs = operation.make(case)
             call = contestant.prepare(case, *inputs)
-            output = call()
+            with certificates() as certificate:
+                output = call()
             verdict = operation.judge(case, inputs)(
                 output if isinstance(output, tuple) else (output,)
             )
             if contestant.ours:
                 assert defect(verdict) is None
             memory = probe.measure(contestant, case)
-            counts = contestant.counts and contestant.counts(case, *inputs)
             benchmark.group = case.label()
             benchmark.pedantic(call, rounds=ROUNDS, warmup_rounds=1)
         benchmark.extra_info.update(environment(case))
         benchmark.extra_info.update(
             contestant=contestant.name,
             package=contestant.package(),
-            counts=counts,
+            certificate=dataclasses.asdict(certificate),
             threads=torch.get_num_threads(),
             wrong_rate=verdict.wrong_rate,
             checked=verdict.checked,

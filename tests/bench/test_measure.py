@@ -13,6 +13,7 @@ from vqkern.bench import Case, Comparison, Contestant, Result, Verdict, compare
 from vqkern.bench.measure import HALF_MATMUL, NATIVE_PEAK, TORCH_MATMUL, interleave
 from vqkern.bench.memory import PEAK_RESET, Memory, MemoryProbe
 from vqkern.bench.operations import OPERATIONS, judge_mmd, judge_nearest, judge_sums
+from vqkern.ops.nearest_code.certificate import record
 
 SMALL = Case(64, 100, 3)
 
@@ -230,18 +231,27 @@ def test_a_contestant_of_another_device_does_not_run():
 
 def test_counts_and_package_are_reported(tmp_path):
     counts = {"certified": 60, "candidates": 71, "scanned": 3, "invalid": 1}
+
+    def recording(case, z, codes):
+        index = vqkern.nearest_code(z, codes, backend="torch").index
+
+        def call():
+            record(rows=64, **counts)
+            return index
+
+        return call
+
     torch_version = f"torch {torch.__version__}"
-    told = Contestant(
-        "told", _exact, needs=(("torch", "pip install torch"),), counts=lambda *_: counts
-    )
-    comparison, results = _by_name([OURS, told])
-    assert results["told"].package == torch_version and results["ours"].package == ""
+    told = Contestant("told", recording, needs=(("torch", "pip install torch"),))
+    silent = Contestant("silent", lambda case, z, codes: lambda: torch.zeros(64, dtype=torch.int64))
+    comparison, results = _by_name([silent, told])
+    assert results["told"].package == torch_version and results["silent"].package == ""
     bench.write_csv(tmp_path / "a.csv", bench.rows(comparison))
     with open(tmp_path / "a.csv", newline="") as file:
-        ours, row = csv.DictReader(file)
+        other, row = csv.DictReader(file)
     assert {name: int(row[name]) for name in counts} == counts
     assert row["package"] == torch_version
-    assert all(ours[name] == "" for name in counts)
+    assert all(other[name] == "" for name in counts)
     assert "told: 60 certified, 71 candidates, 3 scanned, 1 invalid" in bench.table(comparison)
 
 

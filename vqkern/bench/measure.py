@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..ops import Certificate, certificates
 from .cases import Case
 from .contestants import Call, Contestant
 from .memory import Memory, MemoryProbe
@@ -33,8 +34,8 @@ NATIVE_PEAK = "native fp32 FMA peak"
 class Result:
     """One contestant on one case. `status` is "ok", or "skipped" or "failed" with a reason.
 
-    `package` is the peer's distribution and version; `counts` says how the rows were decided, where
-    the contestant tells it.
+    `package` is the peer's distribution and version; `certificate` says how this package's search
+    decided its rows.
     """
 
     contestant: str
@@ -46,7 +47,7 @@ class Result:
     verdict: Verdict | None = None
     same_bits: bool | None = None
     package: str = ""
-    counts: dict[str, int] | None = None
+    certificate: Certificate | None = None
     memory: Memory = Memory(None, "not measured")
 
     def quartiles(self) -> tuple[float, float, float] | None:
@@ -175,8 +176,6 @@ def _compare(
             result.note, result.package = contestant.note(case), contestant.package()
             call = contestant.prepare(case, *inputs)
             once = _judge_twice(call, judge, result, case.device)
-            if contestant.counts is not None:
-                result.counts = contestant.counts(case, *inputs)
         except Exception as error:
             result.fail(error)
             continue
@@ -240,8 +239,11 @@ def _bits(output: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def _judge_twice(call: Call, judge: Judge, result: Result, device: str) -> float:
-    """Fills in verdict and identity; returns the seconds of the second call, the first warm one."""
-    outputs = [_as_tuple(call())]
+    """Fills in verdict, certificate and identity; returns the seconds of the second call, which is
+    the first warm one."""
+    with certificates() as certificate:
+        outputs = [_as_tuple(call())]
+    result.certificate = certificate if certificate.rows else None
     result.verdict = judge(outputs[0])
     once = _timed(lambda: outputs.append(_as_tuple(call())), 1, device)
     first, second = map(_bits, outputs)

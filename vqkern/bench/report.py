@@ -101,7 +101,7 @@ def _measured(comparison: Comparison, result: Result) -> dict[str, object]:
         "not_lowest": verdict and verdict.not_lowest,
         "error": verdict and verdict.error,
         "same_bits": result.same_bits,
-        **{name: (result.counts or {}).get(name) for name in COUNTS},
+        **{name: getattr(result.certificate, name, None) for name in COUNTS},
         "package": result.package,
         "extra_bytes": result.memory.extra_bytes,
         "memory_method": result.memory.method,
@@ -205,8 +205,9 @@ def _remarks(comparison: Comparison, scale: tuple[str, float] | None) -> list[st
                 f"{result.verdict.not_lowest}/{result.verdict.checked} exact ties not to the "
                 "lowest index (not counted as wrong)"
             )
-        if result.counts is not None:
-            parts.append(", ".join(f"{result.counts[name]} {name}" for name in COUNTS))
+        if result.certificate is not None:
+            counted = (f"{getattr(result.certificate, name)} {name}" for name in COUNTS)
+            parts.append(", ".join(counted))
         if result.memory.extra_bytes is None and result.memory.method != "not measured":
             parts.append(f"memory {result.memory.method}")
         if parts:

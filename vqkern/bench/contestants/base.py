@@ -41,7 +41,6 @@ class Contestant:
         devices: the types of device it runs on; elsewhere it is no contestant at all.
         memory: those of them on which its peak memory can be seen: not on the CPU where a cold call
             does other work, such as compiling; not on CUDA where it bypasses torch's allocator.
-        counts: (case, *inputs) -> how the rows were decided, or None; not timed.
     """
 
     name: str
@@ -52,7 +51,6 @@ class Contestant:
     ours: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
     memory: tuple[str, ...] = ("cpu", "cuda")
-    counts: Callable[..., dict[str, int] | None] | None = None
 
     def runs_on(self, device: str) -> bool:
         """Whether it is a contestant on a device at all."""
@@ -130,9 +128,13 @@ def chunk_note(scores: int = CHUNK_SCORES) -> Callable[[Case], str]:
     return note
 
 
-def memory_limit(needed: int, what: str) -> str | None:
-    """A reason if `what` needs more than two thirds of this machine's memory in bytes."""
-    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def memory_limit(case: Case, needed: int, what: str) -> str | None:
+    """A reason if `what` needs more bytes than two thirds of the memory of the case's device."""
+    if torch.device(case.device).type == "cuda":
+        owner, available = "this GPU", torch.cuda.mem_get_info(case.device)[1]
+    else:
+        owner = "this machine"
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if 3 * needed <= 2 * available:
         return None
-    return f"{what} would take {needed / 1e9:.0f} GB; this machine has {available / 1e9:.0f} GB"
+    return f"{what} would take {needed / 1e9:.0f} GB; {owner} has {available / 1e9:.0f} GB"

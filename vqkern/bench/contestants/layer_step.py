@@ -143,10 +143,10 @@ def _batch_of_one(layer: nn.Module, z: Tensor) -> tuple[Tensor, ...]:
 
 
 def _peer_limit(case: Case) -> str | None:
-    # Scores, and a one-hot matrix as int64 and as float32; more while one is made of the other.
+    # Measured: 24 bytes a score. The one-hot matrix is int64, then float32, beside the scores.
     needed = 24 * case.n * case.k
     one_hot = f"its N x K one-hot matrix alone takes {4 * case.n * case.k / 1e9:.1f} GB, and"
-    return _float32(case) or memory_limit(needed, f"{one_hot} a step")
+    return _float32(case) or memory_limit(case, needed, f"{one_hot} a step")
 
 
 def _hand_vanilla(case: Case, z: Tensor, codes: Tensor, cotangent: Tensor) -> Call:

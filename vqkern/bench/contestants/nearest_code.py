@@ -21,7 +21,6 @@ from .base import (
     chunk_rows,
     power_of_two,
     reference_limit,
-    resolved_backend,
     scores_limit,
 )
 from .nearest_code_cuda import CUDA_PEERS
@@ -41,14 +40,6 @@ def _auto(case: Case, z: Tensor, codes: Tensor) -> Call:
 
 def _auto_note(case: Case) -> str:
     return f"{backend_note(case)}; also returns the distances"
-
-
-def _auto_counts(case: Case, z: Tensor, codes: Tensor) -> dict[str, int] | None:
-    if resolved_backend(case) != "cpp":
-        return None
-    from ...ops.nearest_code import native
-
-    return native.search(z, codes)[2]
 
 
 def _reference(case: Case, z: Tensor, codes: Tensor) -> Call:
@@ -176,7 +167,7 @@ def _vector_quantize_limit(case: Case) -> str | None:
 
 
 NEAREST_CODE = (
-    Contestant("vqkern", _auto, note=_auto_note, ours=True, counts=_auto_counts),
+    Contestant("vqkern", _auto, note=_auto_note, ours=True),
     Contestant("vqkern torch reference", _reference, limit=reference_limit),
     Contestant("torch cdist + argmin", _cdist, note=chunk_note(CDIST_SCORES)),
     Contestant("torch addmm + argmin", addmm, note=chunk_note()),
