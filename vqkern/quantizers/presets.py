@@ -5,10 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
+from torch import nn
+
 from .alignment import MMD, Alignment, build_alignment
-from .base import Quantizer
-from .codes import Table
-from .updates import EMA, Gradient
+from .base import Quantizer, require_weight
+from .bridge import VQBridge
+from .codes import MLP5, Linear, Table, UnitCodes
+from .estimators import build_estimator
+from .spherical import SphericalQuantizer
+from .updates import EMA, Gradient, Online, Revival
+from .variational import DCR, VariationalQuantizer
 from .vector import VectorQuantizer
 
 
@@ -21,14 +27,38 @@ def vanilla(
     codebook_weight: float = 1.0,
     alignment: Alignment | dict | None = None,
     channel_dim: int = -1,
+    estimator: str = "straight_through",
 ) -> VectorQuantizer:
     """VQ-VAE: a free table moved by the codebook loss."""
-    return VectorQuantizer(
+    return _compose(
         Table(codebook_size, dim, init=init),
-        update=Gradient(codebook_weight),
+        commitment=commitment,
+        codebook_weight=codebook_weight,
+        alignment=alignment,
+        channel_dim=channel_dim,
+        estimator=estimator,
+    )
+
+
+def _compose(
+    codes: nn.Module,
+    *,
+    rule: nn.Module | None = None,
+    commitment: float = 0.25,
+    codebook_weight: float = 1.0,
+    alignment: Alignment | dict | None = None,
+    channel_dim: int = -1,
+    estimator: str = "straight_through",
+    kind: type[VectorQuantizer] = VectorQuantizer,
+) -> VectorQuantizer:
+    """A quantizer of any codes by the options of `vanilla`, moved by gradients or by `rule`."""
+    return kind(
+        codes,
+        update=Gradient(codebook_weight) if rule is None else rule,
         alignment=build_alignment(alignment),
         commitment=commitment,
         channel_dim=channel_dim,
+        estimator=build_estimator(estimator),
     )
 
 
@@ -39,15 +69,38 @@ def ema(
     init: str = "normal",
     commitment: float = 0.25,
     decay: float = 0.99,
+    smoothing: float = 0.0,
+    revive_after: int | None = None,
     channel_dim: int = -1,
+    estimator: str = "straight_through",
 ) -> VectorQuantizer:
-    """A free table moved by exponential moving averages (VQ-VAE appendix A.1, VQ-VAE-2)."""
+    """A free table moved by exponential moving averages (VQ-VAE appendix A.1, VQ-VAE-2).
+
+    `revive_after`: steps after which an unused code is set on a random feature; None: never.
+    """
+    rule = EMA(decay, smoothing=smoothing)
     return VectorQuantizer(
         Table(codebook_size, dim, init=init),
-        update=EMA(decay),
+        update=rule if revive_after is None else Revival(rule, after=revive_after),
         commitment=commitment,
         channel_dim=channel_dim,
+        estimator=build_estimator(estimator),
     )
+
+
+def online(
+    *,
+    dim: int,
+    codebook_size: int,
+    init: str = "normal",
+    codebook_weight: float = 1.0,
+    decay: float = 0.99,
+    anchor: str = "near",
+    **options,
+) -> VectorQuantizer:
+    """CVQ: vanilla, with little-used codes drawn to a feature (Zheng & Vedaldi 2023)."""
+    rule = Online(Gradient(codebook_weight), decay=decay, anchor=anchor)
+    return _compose(Table(codebook_size, dim, init=init), rule=rule, **options)
 
 
 def mmd(
@@ -62,7 +115,109 @@ def mmd(
     return vanilla(dim=dim, codebook_size=codebook_size, alignment=aligned, **options)
 
 
-PRESETS: dict[str, Callable[..., Quantizer]] = {"vanilla": vanilla, "ema": ema, "mmd": mmd}
+def simvq(
+    *, dim: int, codebook_size: int, init: str = "scaled", bias: bool = True, **options
+) -> VectorQuantizer:
+    """SimVQ (Zhu et al. 2024): a frozen table behind a trained linear map."""
+    table = Table(codebook_size, dim, init=init).requires_grad_(False)
+    return _compose(Linear(table, bias=bias), **options)
+
+
+def linear(
+    *, dim: int, codebook_size: int, init: str = "scaled", bias: bool = True, **options
+) -> VectorQuantizer:
+    """A table behind a linear map, both trained (VQGAN-LC; FVQ's baseline)."""
+    return _compose(Linear(Table(codebook_size, dim, init=init), bias=bias), **options)
+
+
+def mlp(*, dim: int, codebook_size: int, init: str = "normal", **options) -> VectorQuantizer:
+    """A table behind a five-layer MLP, both trained (FVQ, figure 3)."""
+    return _compose(MLP5(Table(codebook_size, dim, init=init)), **options)
+
+
+def fvq(
+    *,
+    dim: int,
+    codebook_size: int,
+    init: str = "normal",
+    patch: int | None = None,
+    hidden: int | None = None,
+    depth: int = 2,
+    variant: str = "paper",
+    start: str = "spread",
+    **options,
+) -> VectorQuantizer:
+    """FVQ: a table behind VQBridge, both trained; the released start is ``init="uniform",
+    start="zero"``."""
+    codes = VQBridge(
+        Table(codebook_size, dim, init=init),
+        patch=patch,
+        hidden=hidden,
+        depth=depth,
+        variant=variant,
+        start=start,
+    )
+    return _compose(codes, **options)
+
+
+def spherical(
+    *,
+    dim: int,
+    codebook_size: int,
+    init: str = "normal",
+    unit_codes: bool = True,
+    **options,
+) -> VectorQuantizer:
+    """Unit latents and codes (ViT-VQGAN, LlamaGen); without `unit_codes` the table's as it is."""
+    table = Table(codebook_size, dim, init=init)
+    codes = UnitCodes(table) if unit_codes else table
+    return _compose(codes, kind=SphericalQuantizer, **options)
+
+
+def vaevq(
+    *,
+    dim: int,
+    codebook_size: int,
+    init: str = "scaled",
+    parametrisation: str = "linear",
+    rcs_weight: float = 1.0,
+    kl_weight: float = 2.56e-4,
+    dcr_weight: float = 0.1,
+    form: str = "paper",
+    channel_dim: int = -1,
+    estimator: str = "straight_through",
+) -> VariationalQuantizer:
+    """VAEVQ: a Gaussian latent of 2 x dim channels, a trained table behind a linear map, DCR.
+
+    `parametrisation` may be ``"table"`` for free codes.
+    """
+    if parametrisation not in ("linear", "table"):
+        raise ValueError(f"parametrisation must be 'linear' or 'table', got {parametrisation!r}")
+    require_weight("dcr_weight", dcr_weight)
+    table = Table(codebook_size, dim, init=init)
+    return VariationalQuantizer(
+        Linear(table) if parametrisation == "linear" else table,
+        alignment=DCR(dcr_weight) if dcr_weight else None,
+        rcs_weight=rcs_weight,
+        kl_weight=kl_weight,
+        form=form,
+        channel_dim=channel_dim,
+        estimator=build_estimator(estimator),
+    )
+
+
+PRESETS: dict[str, Callable[..., Quantizer]] = {
+    "vanilla": vanilla,
+    "ema": ema,
+    "online": online,
+    "mmd": mmd,
+    "simvq": simvq,
+    "linear": linear,
+    "mlp": mlp,
+    "fvq": fvq,
+    "spherical": spherical,
+    "vaevq": vaevq,
+}
 
 
 def build_quantizer(name: str, *, dim: int, codebook_size: int, **options) -> Quantizer:
@@ -73,8 +228,7 @@ def build_quantizer(name: str, *, dim: int, codebook_size: int, **options) -> Qu
         dim: channels of a latent.
         codebook_size: number of codes K.
         **options: of the preset, such as ``commitment``, ``init``, ``channel_dim``, ``decay`` (ema)
-        or
-            ``alignment`` (mmd).
+            or ``alignment`` (mmd).
 
     Returns:
         The quantizer; its `config` holds what was asked for, and ``build_quantizer(**config)``

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -16,10 +14,10 @@ from .base import (
     UsageCounter,
     masked_mse,
     require_weight,
-    straight_through,
 )
 from .codes import Table
-from .updates import EMA, Gradient
+from .estimators import Estimator, estimator_option, straight_through
+from .updates import Gradient
 
 
 class VectorQuantizer(Quantizer):
@@ -28,7 +26,8 @@ class VectorQuantizer(Quantizer):
     loss = commitment * mse(z, sg e) + update.loss + alignment, means over tokens and channels.
 
     Args:
-        codes: the parametrisation, a module whose call gives the codes [K, dim].
+        codes: the parametrisation, a module whose call gives the codes [K, dim]. Autocast never
+            reaches it: indices are those of its codes in their own precision.
         update: how codes move; None is `Gradient()`.
         alignment: what pulls the codes' distribution to the features; None for nothing.
         commitment: weight of the pull of the encoder to its codes (beta).
@@ -44,7 +43,7 @@ class VectorQuantizer(Quantizer):
         alignment: Alignment | None = None,
         commitment: float = 0.25,
         channel_dim: int = -1,
-        estimator: Callable[[Tensor, Tensor], Tensor] = straight_through,
+        estimator: Estimator = straight_through,
     ) -> None:
         super().__init__(codes.dim, channel_dim=channel_dim)
         require_weight("commitment", commitment)
@@ -66,7 +65,11 @@ class VectorQuantizer(Quantizer):
 
     @property
     def codes(self) -> Tensor:
-        return self.parametrisation()
+        if isinstance(self.parametrisation, Table):
+            return self.parametrisation()
+        device = next(self.parametrisation.parameters()).device
+        with torch.autocast(device.type, enabled=False):
+            return self.parametrisation()
 
     def _search(self, rows: Tensor) -> Tensor:
         return nearest_code(rows.detach(), self.codes.detach()).index
@@ -83,7 +86,8 @@ class VectorQuantizer(Quantizer):
         loss = self.commitment * masked_mse(rows, nearest.detach(), valid)
         loss = loss + self.update.loss(rows, nearest, index)
         if self.alignment is not None:
-            loss = loss + self.alignment(rows, valid, codes)
+            # A copy: the update rule may overwrite codes that an alignment keeps for its gradient.
+            loss = loss + self.alignment(rows, valid, codes.clone())
         quantized = self.estimator(rows, nearest.detach().to(rows.dtype))
         self.update.step(rows, index)
         return quantized, index, loss
@@ -115,21 +119,31 @@ class VectorQuantizer(Quantizer):
         if not bool(codes.isfinite().all()):
             raise ValueError("codes must be finite, got NaN or infinity")
         weight.copy_(codes)
-        if isinstance(self.update, EMA):
-            self.update.reset()
+        self.update.reset()
 
     def fold(self) -> VectorQuantizer:
         """A plain quantizer with the effective codes as its table, and nothing that moves them."""
         codes = self.codes.detach()
-        folded = VectorQuantizer(
-            Table(*codes.shape), commitment=self.commitment, channel_dim=self.channel_dim
-        ).to(device=codes.device, dtype=codes.dtype)
-        folded.load_codes(codes)
+        folded, options = self._around(Table(*codes.shape))
+        folded.to(device=codes.device, dtype=codes.dtype).load_codes(codes)
         folded.config = {
-            "name": "vanilla",
             "dim": self.dim,
             "codebook_size": self.codebook_size,
             "channel_dim": self.channel_dim,
-            "commitment": self.commitment,
+            **options,
         }
         return folded.train(self.training)
+
+    def _around(self, table: Table) -> tuple[VectorQuantizer, dict]:
+        """A quantizer like this one around a table moved by gradients, and how to build it."""
+        quantizer = VectorQuantizer(
+            table,
+            commitment=self.commitment,
+            channel_dim=self.channel_dim,
+            estimator=self.estimator,
+        )
+        return quantizer, {
+            "name": "vanilla",
+            "commitment": self.commitment,
+            **estimator_option(self.estimator),
+        }
