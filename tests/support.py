@@ -55,3 +55,24 @@ def assert_no_regret(z: torch.Tensor, codes: torch.Tensor, index: torch.Tensor) 
 
 def relative_error(result: torch.Tensor, truth: torch.Tensor) -> float:
     return float((result.double() - truth.double()).norm() / truth.double().norm())
+
+
+def golden(name: str) -> tuple[dict, dict, dict]:
+    """State, inputs and outputs of a public reference program, from tests/data/NAME.safetensors.
+
+    Weights are stored as int8 times a power of two, exact in float32.
+    """
+    from pathlib import Path
+
+    from safetensors.torch import load_file
+
+    tensors = load_file(Path(__file__).parent / "data" / f"{name}.safetensors")
+    parts = {"state": {}, "in": {}, "out": {}}
+    for key, value in tensors.items():
+        part, rest = key.split("/", 1)
+        if part == "scale":
+            continue
+        if part == "state" and value.dtype == torch.int8:
+            value = value.float() * tensors[f"scale/{rest}"]
+        parts[part][rest] = value
+    return parts["state"], parts["in"], parts["out"]

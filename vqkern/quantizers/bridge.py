@@ -43,8 +43,9 @@ class VQBridge(Mapped):
             the released `qbridge_ViT.py`, takes squares of the codebook seen as a sqrt(K) x sqrt(K)
             image and applies none; ``"dit"``, the released `qbridge.py`, also adds a fixed position
             and modulates every LayerNorm by a learned vector (adaLN-zero).
-        start: ``"spread"`` starts with distinct codes of about unit variance; ``"zero"`` is the
-            released last layer of zeros, all codes at the origin.
+        start: ``"spread"`` starts with distinct codes of about unit variance, given raw codes of
+            about unit variance; ``"zero"`` is the released last layer of zeros, all codes at the
+            origin.
 
     The keys of the state dict are those of the released checkpoints behind ``quantize.``.
 
