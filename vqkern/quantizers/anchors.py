@@ -27,9 +27,9 @@ class Anchors(NamedTuple):
 def random_features(z: Tensor, valid: Tensor, wanted: Tensor, draw: Tensor) -> Anchors:
     """A random feature of any rank for each `wanted` [K] code, no feature twice.
 
-    The features of all ranks in a row are cut into as many equal runs as codes are wanted, and each
-    code takes a random one of its run. Where there are fewer features than wanted codes, evenly
-    spread codes get one.
+    The features of all ranks, a ring begun at a random place, are cut into as many equal runs as
+    codes are wanted, and each code takes a random one of its run. Where there are fewer features
+    than wanted codes, evenly spread codes get one.
 
     Args:
         draw: int64 scalar; the same number draws the same features. The randomness is a hash of it
@@ -42,9 +42,10 @@ def random_features(z: Tensor, valid: Tensor, wanted: Tensor, draw: Tensor) -> A
     runs = wanted.sum().clamp_min(1)
     low, high = turn * total // runs, (turn + 1) * total // runs
     code = torch.arange(len(wanted), device=wanted.device)
-    pick = low + (_hash(code + _hash(draw)) * (high - low) >> 32)
+    seed = _hash(draw)
+    pick = low + (_hash(code + seed) * (high - low) >> 32) + (_hash(~seed) * total >> 32)
     found = wanted & (high > low)
-    here = pick - offset
+    here = pick % total.clamp_min(1) - offset
     mine = found & (here >= 0) & (here < own)
     order = valid.logical_not().to(torch.uint8).argsort(stable=True)
     rows = torch.where(mine[:, None], z[order[here.clamp(0, len(z) - 1)]], 0)

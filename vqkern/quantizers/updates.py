@@ -147,14 +147,17 @@ class EMA(TableRule):
         usable = total.isfinite().all(-1)
         count = torch.where(usable, count, 0)
         total = torch.where(usable[:, None], total, 0)
-        self.count.lerp_(count, 1 - self.decay)
-        self.total.lerp_(total, 1 - self.decay)
+        self._blend(count, total)
         counts, hit = self.count, count > 0
         if self.smoothing:
             everything, hit = counts.sum(), hit.any() | torch.zeros_like(hit)
             share = everything + len(counts) * self.smoothing
             counts = (counts + self.smoothing) / share * everything
         self._move(self.total / counts.clamp_min(torch.finfo(torch.float32).tiny)[:, None], hit)
+
+    def _blend(self, count: Tensor, total: Tensor) -> None:
+        self.count.lerp_(count, 1 - self.decay)
+        self.total.lerp_(total, 1 - self.decay)
 
     @torch.no_grad()
     def reset(self, moved: Tensor | None = None) -> None:

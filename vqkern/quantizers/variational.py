@@ -135,10 +135,9 @@ class VariationalQuantizer(VectorQuantizer):
         mean, log_variance = rows.chunk(2, dim=-1)
         if not self.training:
             return mean, *super()._quantize(mean, counted)
-        log_variance = log_variance.clamp(-30, 20)
-        std = (log_variance.float() / 2).exp()
+        log_variance = log_variance.clamp(-30, 20).float()
         noise = torch.randn_like(mean) if noise is None else noise
-        sampled = mean + (std * noise).to(mean.dtype)
+        sampled = mean + ((log_variance / 2).exp() * noise).to(mean.dtype)
         target = sampled if self.form == "paper" else mean
         # The clamp makes an infinite log-variance finite; such a row is not usable all the same.
         target = torch.where(rows.isfinite().all(-1, keepdim=True), target, torch.nan)
@@ -148,15 +147,16 @@ class VariationalQuantizer(VectorQuantizer):
         index = torch.where(counted, index, -1)
         valid = (index >= 0)[:, None]
         nearest = take_codes(codes, index)
-        spread = std.detach() if self.form == "paper" else std
-        # where() before the division: a row left out must not reach a gradient as NaN * 0.
-        deviation = torch.where(valid, nearest.float() - mean.float(), 0)
-        deviation = deviation / torch.where(valid, spread, 1)
+        # Rows left out become N(0, 1) at 0, whose terms are 0: NaN * 0 must not reach a gradient.
+        place, log_variance, chosen = (
+            torch.where(valid, x.float(), 0) for x in (mean, log_variance, nearest)
+        )
+        std = (log_variance / 2).exp()
+        deviation = (chosen - place) / (std.detach() if self.form == "paper" else std)
         tokens = valid.sum().clamp_min(1)
         rcs = 0.5 * deviation.square().sum() / (tokens * self.dim)
-        loss = self.rcs_weight * rcs
-        kl = mean.float().square() + std.square() - 1 - log_variance.float()
-        loss = loss + self.kl_weight * 0.5 * torch.where(valid, kl, 0).sum() / tokens
+        kl = 0.5 * (place.square() + log_variance.exp() - 1 - log_variance).sum() / tokens
+        loss = self.rcs_weight * rcs + self.kl_weight * kl
         if self.alignment is not None:
             loss = loss + self.alignment(sampled, valid[:, 0], codes.clone())
         if self.form == "paper":
