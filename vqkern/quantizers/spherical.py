@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -38,4 +39,7 @@ def _direction(rows: Tensor) -> Tensor:
     # Half precision would round the direction; the index is that of the float32 direction.
     if rows.element_size() < 4:
         rows = rows.float()
-    return F.normalize(rows, dim=-1)
+    # Rows that are not finite are set aside: their NaN * 0 must not reach a gradient.
+    finite = rows.isfinite().all(-1, keepdim=True)
+    unit = F.normalize(torch.where(finite, rows, 0), dim=-1)
+    return torch.where(finite, unit, torch.nan)
