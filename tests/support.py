@@ -76,3 +76,8 @@ def golden(name: str) -> tuple[dict, dict, dict]:
             value = value.float() * tensors[f"scale/{rest}"]
         parts[part][rest] = value
     return parts["state"], parts["in"], parts["out"]
+
+
+def grid_sizes(preset: str) -> dict[str, int]:
+    """Sizes at which the tests that go over all presets build one; any structure can halve them."""
+    return {"dim": 8, "codebook_size": 64}

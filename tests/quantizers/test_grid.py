@@ -6,12 +6,10 @@ import math
 
 import pytest
 import torch
+from support import grid_sizes
 
 import vqkern
 from vqkern.quantizers import PRESETS
-
-# Only what cannot be built with 64 codes of 8 channels.
-SIZES: dict[str, dict] = {}
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +23,7 @@ def prior(monkeypatch):
 
 def build(name, **options):
     torch.manual_seed(1)
-    sizes = {"dim": 8, "codebook_size": 64, **SIZES.get(name, {})}
-    return vqkern.build_quantizer(name, **sizes, channel_dim=1, **options)
+    return vqkern.build_quantizer(name, **grid_sizes(name), channel_dim=1, **options)
 
 
 def latents(q, batch=3, seed=2):
