@@ -1,6 +1,7 @@
 """Several ranks: bit-equal after every step, and statistics are those of all ranks together."""
 
 import multiprocessing
+import multiprocessing.connection
 
 import pytest
 import rank_steps
@@ -40,9 +41,14 @@ def states(tmp_path_factory):
     ]
     for rank in ranks:
         rank.start()
-    for rank in ranks:
-        rank.join(timeout=240)
-        assert rank.exitcode == 0, f"a rank ended with {rank.exitcode}"
+    running = {rank.sentinel: rank for rank in ranks}
+    while running:
+        ended = multiprocessing.connection.wait(running, timeout=240)
+        failed = [running.pop(sentinel).exitcode for sentinel in ended]
+        if not ended or any(failed):  # the others would wait for it until they time out
+            for rank in running.values():
+                rank.kill()
+            pytest.fail(f"a rank ended with exit codes {failed}" if ended else "the ranks hang")
     return {
         world: [torch.load(folder / f"{world}-{rank}.pt") for rank in range(world)]
         for world in WORLDS

@@ -14,7 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ops import nearest_code
-from .ranks import least_over_ranks, place_among_ranks, rank_and_world, sum_over_ranks
+from .ranks import (
+    least_over_ranks,
+    number_of_ranks,
+    place_among_ranks,
+    sum_over_ranks,
+    this_rank,
+)
 
 
 class Anchors(NamedTuple):
@@ -80,7 +86,7 @@ def farthest_features(z: Tensor, valid: Tensor, codes: Tensor) -> Anchors:
 
 def _agreed(z: Tensor, index: Tensor, score: Tensor) -> Anchors:
     """The feature of the rank with the least score, the first rank among equals; index -1: none."""
-    rank, world = rank_and_world()
+    rank, world = this_rank(), number_of_ranks()
     score = torch.where(index >= 0, score, torch.inf)
     least = score.clone()
     least_over_ranks(least)
