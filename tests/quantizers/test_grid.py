@@ -9,7 +9,7 @@ import torch
 from support import grid_sizes
 
 import vqkern
-from vqkern.quantizers import PRESETS
+from vqkern.quantizers import PRESETS, VectorQuantizer
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +87,15 @@ class TestGrid:
                 assert bool(parameter.grad.isfinite().all()), key
                 # A key's bias has no effect on attention: its gradient may vanish, no other's.
                 assert parameter.grad.any(), key
+
+    def test_the_decoders_gradient_does_not_reach_the_codes(self, name):
+        q = build(name)
+        trained = [p for p in q.parameters() if p.requires_grad]
+        if not isinstance(q, VectorQuantizer) or not trained:
+            pytest.skip("what else a structure trains is in its own tests")
+        quantized = seeded(q, latents(q).requires_grad_()).quantized
+        gradients = torch.autograd.grad(quantized.square().sum(), trained, allow_unused=True)
+        assert all(g is None or not g.any() for g in gradients)
 
     def test_eval_mode_has_no_gradient_in_its_loss_and_moves_nothing(self, name):
         q = build(name).eval()

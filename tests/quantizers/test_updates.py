@@ -241,6 +241,18 @@ class TestEveryRule:
             VectorQuantizer(Linear(Table(4, 3)), update=RULES[rule]())
 
 
+@pytest.mark.parametrize("rule", ["revival of ema", "online far"])
+def test_rules_around_rules_compile_in_one_graph(rule):
+    torch._dynamo.reset()
+    torch.manual_seed(8)
+    q = build(RULES[rule]())
+    compiled = torch.compile(copy.deepcopy(q), fullgraph=True, backend="eager")
+    for _ in range(3):
+        z = torch.randn(9, 3)
+        assert torch.equal(q(z).index, compiled(z).index)
+    torch.testing.assert_close(compiled.codes, q.codes)
+
+
 @pytest.mark.parametrize(
     "make,message",
     [

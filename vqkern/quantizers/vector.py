@@ -65,10 +65,7 @@ class VectorQuantizer(Quantizer):
 
     @property
     def codes(self) -> Tensor:
-        if isinstance(self.parametrisation, Table):
-            return self.parametrisation()
-        device = next(self.parametrisation.parameters()).device
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(self.counter.count.device.type, enabled=False):
             return self.parametrisation()
 
     def _search(self, rows: Tensor) -> Tensor:
