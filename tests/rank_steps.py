@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch._dynamo  # which DistributedDataParallel imports late, in every rank anew
 import torch.distributed as dist
 
 import vqkern

@@ -29,7 +29,7 @@ def states(tmp_path_factory):
     # The server imports torch once and forks clean ranks: a fork of this process would inherit its
     # threads, and a fresh interpreter per rank would take most of the time to start.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rank_steps"])
+    context.set_forkserver_preload(["torch", "torch._dynamo"])
     jobs = [
         # The gradients of ranks with different numbers of rows are averaged; the rest is pooled.
         (job, {**grid_sizes(options["name"]), **options}, 0.0 if job in POOLED else 0.1)
