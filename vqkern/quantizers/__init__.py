@@ -3,12 +3,11 @@
 from .alignment import MMD
 from .base import Quantizer, QuantizeResult, Usage
 from .bridge import VQBridge
-from .codes import MLP5, Linear, Table, UnitCodes
+from .codes import MLP5, Linear, Table
 from .estimators import rotation_trick, straight_through
 from .information import Contestant, fair_comparison, information, information_of
 from .kmeans import kmeans
 from .presets import PRESETS, build_quantizer
-from .spherical import SphericalQuantizer
 from .updates import EMA, Gradient, Online, Revival, UpdateRule
 from .variational import DCR, VariationalQuantizer
 from .vector import VectorQuantizer
@@ -26,9 +25,7 @@ __all__ = [
     "QuantizeResult",
     "Quantizer",
     "Revival",
-    "SphericalQuantizer",
     "Table",
-    "UnitCodes",
     "UpdateRule",
     "Usage",
     "VQBridge",

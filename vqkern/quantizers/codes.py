@@ -140,15 +140,3 @@ class MLP5(Mapped):
     def macs(self) -> int:
         """5 K D^2 and those of the embedding."""
         return self.embedding.macs() + 5 * self.num_codes * self.dim**2
-
-
-class UnitCodes(Mapped):
-    """Codes of length 1, e / |e| (ViT-VQGAN; LlamaGen's ``codebook_l2_norm``)."""
-
-    def forward(self) -> Tensor:
-        """The codes [K, dim]."""
-        return nn.functional.normalize(self.embedding(), dim=-1)
-
-    def macs(self) -> int:
-        """Those of the embedding."""
-        return self.embedding.macs()

@@ -10,9 +10,8 @@ from torch import nn
 from .alignment import MMD, Alignment, build_alignment
 from .base import Quantizer, require_weight
 from .bridge import VQBridge
-from .codes import MLP5, Linear, Table, UnitCodes
+from .codes import MLP5, Linear, Table
 from .estimators import build_estimator
-from .spherical import SphericalQuantizer
 from .updates import EMA, Gradient, Online, Revival
 from .variational import DCR, VariationalQuantizer
 from .vector import VectorQuantizer
@@ -49,10 +48,9 @@ def _compose(
     alignment: Alignment | dict | None = None,
     channel_dim: int = -1,
     estimator: str = "straight_through",
-    kind: type[VectorQuantizer] = VectorQuantizer,
 ) -> VectorQuantizer:
     """A quantizer of any codes by the options of `vanilla`, moved by gradients or by `rule`."""
-    return kind(
+    return VectorQuantizer(
         codes,
         update=Gradient(codebook_weight) if rule is None else rule,
         alignment=build_alignment(alignment),
@@ -160,20 +158,6 @@ def fvq(
     return _compose(codes, **options)
 
 
-def spherical(
-    *,
-    dim: int,
-    codebook_size: int,
-    init: str = "normal",
-    unit_codes: bool = True,
-    **options,
-) -> VectorQuantizer:
-    """Unit latents and codes (ViT-VQGAN, LlamaGen); without `unit_codes` the table's as it is."""
-    table = Table(codebook_size, dim, init=init)
-    codes = UnitCodes(table) if unit_codes else table
-    return _compose(codes, kind=SphericalQuantizer, **options)
-
-
 def vaevq(
     *,
     dim: int,
@@ -215,7 +199,6 @@ PRESETS: dict[str, Callable[..., Quantizer]] = {
     "linear": linear,
     "mlp": mlp,
     "fvq": fvq,
-    "spherical": spherical,
     "vaevq": vaevq,
 }
 
