@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..ops.checks import common_dtype, require_index
 from .base import Quantizer, masked_mse, require_weight, rowwise, straight_through
-from .structure import Structured
+from .structure import Structured, checked_parts
 
 VAR_PATCH_SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
@@ -63,6 +63,7 @@ class MultiScale(Structured):
         channel_dim: int = -1,
         estimator: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
+        checked_parts("MultiScale", [part])
         super().__init__([part], part.dim, channel_dim=channel_dim)
         self.patch_sizes = _checked_sizes(patch_sizes)
         scales = len(self.patch_sizes)

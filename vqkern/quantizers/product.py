@@ -10,7 +10,7 @@ from torch import Tensor
 from ..ops.checks import require_index
 from .base import Quantizer, QuantizeResult, Usage
 from .joint_index import JointCounter, join_index, joint_size, split_index
-from .structure import Structured
+from .structure import Structured, checked_parts
 
 
 class ChannelParts(Structured):
@@ -20,9 +20,7 @@ class ChannelParts(Structured):
     """
 
     def __init__(self, parts: Sequence[Quantizer], *, channel_dim: int = -1) -> None:
-        parts = list(parts)
-        if not parts:
-            raise ValueError(f"{type(self).__name__}: parts is empty; it needs at least one")
+        parts = checked_parts(type(self).__name__, parts)
         super().__init__(parts, sum(part.dim for part in parts), channel_dim=channel_dim)
         self.takes_maps = any(part.takes_maps for part in parts)
 
@@ -105,12 +103,12 @@ class Groups(ChannelParts):
 
         Args:
             keep: how many groups to keep, int or an integer tensor with one number for every sample
-                (dimension 0 of z); None draws it in training and keeps all in eval mode. The mask
-                is known where it is drawn with `draw_keep` and given here.
+                (dimension 0 of z; a single latent [dim] is one). None draws it in training and
+                keeps all in eval mode; who needs to know it draws it with `draw_keep`.
         """
         result = super().forward(z, mask)
         if keep is None and self.training and self.keep_probabilities is not None:
-            keep = self.draw_keep(result.index.shape[0], z.device)
+            keep = self.draw_keep(len(z) if z.dim() > 1 else 1, z.device)
         if keep is None:
             return result
         latents = result.quantized.movedim(self.channel_dim, -1)
@@ -158,12 +156,14 @@ class Groups(ChannelParts):
                 raise ValueError(f"keep must be a whole number from 0 to {groups}, got {keep!r}")
             return group < keep
         require_index(type(self).__name__, "keep", keep)
-        samples = latents.shape[:1] if latents.dim() > 1 else torch.Size([])
-        if keep.shape != samples:
+        samples = len(latents) if latents.dim() > 1 else 1
+        if keep.shape != (samples,):
             raise ValueError(
-                f"keep must have shape {list(samples)}, a number a sample, got {list(keep.shape)}"
+                f"keep must have shape [{samples}], a number a sample, got {list(keep.shape)}"
             )
-        return group < keep.reshape(*samples, *[1] * (latents.dim() - len(samples)))
+        if latents.dim() == 1:
+            return group < keep
+        return group < keep.reshape(samples, *[1] * (latents.dim() - 1))
 
     def _assign(self, latents: Tensor, codes: list) -> Tensor:
         tokens = self._per_part(lambda part, z, own: part._assign(z, own), latents, codes)

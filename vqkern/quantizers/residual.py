@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ops.checks import common_dtype
 from .base import Quantizer, rowwise, straight_through
-from .structure import Structured
+from .structure import Structured, checked_parts
 
 
 class Residual(Structured):
@@ -42,7 +42,7 @@ class Residual(Structured):
         channel_dim: int = -1,
         estimator: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
-        parts = [parts] if isinstance(parts, Quantizer) else list(parts)
+        parts = checked_parts("Residual", [parts] if isinstance(parts, Quantizer) else parts)
         depth = len(parts) if depth is None else depth
         if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
             raise ValueError(f"Residual: depth must be a whole number of at least 1, got {depth!r}")

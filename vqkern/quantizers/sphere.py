@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..ops.checks import common_dtype
 from .base import Quantizer, Usage
-from .structure import Structured
+from .structure import Structured, checked_parts
 
 
 def on_sphere(latents: Tensor) -> Tensor:
@@ -20,7 +20,8 @@ def on_sphere(latents: Tensor) -> Tensor:
     largest = wide.detach().abs().amax(-1, keepdim=True)
     regular = largest.isfinite() & (largest > 0)
     # The scale drops out of the result, and squares of what is left neither overflow nor vanish.
-    scaled = torch.where(regular, wide / largest, 1)
+    # Irregular rows are replaced before they are divided: a gradient of 0 times NaN would be NaN.
+    scaled = torch.where(regular, wide, 1) / torch.where(regular, largest, 1)
     unit = scaled / scaled.norm(dim=-1, keepdim=True)
     return torch.where(regular, unit, torch.where(largest == 0, 0.0, torch.nan).to(unit.dtype))
 
@@ -40,6 +41,7 @@ class Spherical(Structured):
     """
 
     def __init__(self, part: Quantizer, *, channel_dim: int = -1) -> None:
+        checked_parts("Spherical", [part])
         super().__init__([part], part.dim, channel_dim=channel_dim)
         if not isinstance(part._snapshot(), Tensor):
             raise ValueError(

@@ -19,7 +19,7 @@ Rows that are masked come as NaN, so that one rule covers both: index -1 takes p
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -81,13 +81,9 @@ class Structured(Composable):
     """A quantizer composed of parts: `parts` holds each once, however often it is used.
 
     Args:
-        parts: quantizers of channels-last latents.
+        parts: quantizers that `checked_parts` has seen.
         dim: channels of z.
         channel_dim: where z has its channels: -1, or 1 for feature maps.
-
-    Raises:
-        TypeError: a part is not a quantizer that can be composed.
-        ValueError: there is no part, or one has another `channel_dim` than -1.
     """
 
     # How `build_quantizer` named the structure and its own options; None if composed by hand.
@@ -95,25 +91,6 @@ class Structured(Composable):
 
     def __init__(self, parts: Sequence[Quantizer], dim: int, *, channel_dim: int = -1) -> None:
         super().__init__(dim, channel_dim=channel_dim)
-        name = type(self).__name__
-        for number, part in enumerate(parts):
-            if not hasattr(part, "_settle"):
-                raise TypeError(
-                    f"{name}: parts[{number}] must be a quantizer that can be part of a "
-                    f"structure, got {type(part).__name__}"
-                )
-            if part.channel_dim != -1:
-                raise ValueError(
-                    f"{name}: parts[{number}] must have channel_dim -1, got {part.channel_dim}; "
-                    "the structure itself takes the layout of z"
-                )
-            if getattr(part, "keep_probabilities", None) is not None:
-                raise ValueError(
-                    f"{name}: parts[{number}] has nested masking, which only the outermost "
-                    "structure can have"
-                )
-        if len({id(part) for part in parts}) != len(parts):
-            raise ValueError(f"{name}: parts must be different quantizers, one came twice")
         self.parts = nn.ModuleList(parts)
 
     @property
@@ -167,3 +144,34 @@ class Structured(Composable):
 
     def _snapshot(self) -> list:
         return [part._snapshot() for part in self.parts]
+
+
+def checked_parts(name: str, parts: Iterable[Quantizer]) -> list[Quantizer]:
+    """The parts of a structure as a list.
+
+    Raises:
+        TypeError: a part is not a quantizer that can be composed.
+        ValueError: there is none, one came twice, has a layout of its own, or nested masking.
+    """
+    parts = list(parts)
+    if not parts:
+        raise ValueError(f"{name}: parts is empty; it needs at least one quantizer")
+    for number, part in enumerate(parts):
+        if not hasattr(part, "_settle"):
+            raise TypeError(
+                f"{name}: parts[{number}] must be a quantizer that can be part of a structure, "
+                f"got {type(part).__name__}"
+            )
+        if part.channel_dim != -1:
+            raise ValueError(
+                f"{name}: parts[{number}] must have channel_dim -1, got {part.channel_dim}; the "
+                "structure itself takes the layout of z"
+            )
+        if getattr(part, "keep_probabilities", None) is not None:
+            raise ValueError(
+                f"{name}: parts[{number}] has nested masking, which only the outermost structure "
+                "can have"
+            )
+    if len({id(part) for part in parts}) != len(parts):
+        raise ValueError(f"{name}: parts must be different quantizers, one came twice")
+    return parts
