@@ -78,14 +78,11 @@ def _var(
     scale_weights: Sequence[float] | None = None,
     channel_dim: int = -1,
 ) -> Structured:
-    """Multi-scale: tokens of `codebook_size` codes from coarse to fine, of one codebook.
-
-    `convolutions` None takes 4, or one a scale where there are fewer scales.
-    """
+    """Multi-scale: tokens of `codebook_size` codes from coarse to fine, of one codebook."""
     return MultiScale(
         build(dim=dim, codebook_size=codebook_size),
         patch_sizes=patch_sizes,
-        convolutions=min(4, len(patch_sizes)) if convolutions is None else convolutions,
+        convolutions=convolutions,
         ratio=ratio,
         commitment=commitment,
         codebook_weight=codebook_weight,

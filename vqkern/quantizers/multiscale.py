@@ -36,7 +36,8 @@ class MultiScale(Structured):
         part: the quantizer that all scales share, of [B, p^2, dim].
         patch_sizes: p of every scale, increasing; the last is H = W.
         convolutions: how many phi: 1 shared by all scales, one for each, or a number between, of
-            which a scale takes the nearest in depth (4 in the released tokenizer).
+            which a scale takes the nearest in depth; None: 4, as released, or one a scale where
+            there are fewer scales.
         ratio: of the convolution in phi.
         commitment, codebook_weight: as above.
         scale_weights: w_s, one a scale; None: all 1.
@@ -55,7 +56,7 @@ class MultiScale(Structured):
         part: Quantizer,
         *,
         patch_sizes: Sequence[int] = VAR_PATCH_SIZES,
-        convolutions: int = 4,
+        convolutions: int | None = None,
         ratio: float = 0.5,
         commitment: float = 0.25,
         codebook_weight: float = 1.0,
@@ -69,6 +70,8 @@ class MultiScale(Structured):
         scales = len(self.patch_sizes)
         if part.takes_maps:
             raise ValueError(f"MultiScale: part must not take maps, {type(part).__name__} does")
+        if convolutions is None:
+            convolutions = min(4, scales)
         if isinstance(convolutions, bool) or convolutions not in range(1, scales + 1):
             raise ValueError(
                 f"convolutions must be from 1 to the number of scales, {scales}, "
