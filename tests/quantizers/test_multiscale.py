@@ -88,6 +88,7 @@ def test_which_convolution_a_scale_takes():
     assert _nearest_phi(0, 1, 1) == 0
 
 
+@torch.no_grad()
 def reference(q, f):
     """Tokens and maps after each scale with torch's own resampling, f [B, D, H, W] in float64."""
     table = q.codes[0].detach().double()
@@ -181,6 +182,23 @@ def test_half_precision_modules_keep_exact_resampling():
     z = torch.randn(2, 3, 3, 4).half()
     assert torch.equal(q.decode(q.encode(z)).half(), q(z).quantized)
     assert not [k for k in q.state_dict() if "resample" in k]
+
+
+def test_one_bad_position_or_token_leaves_the_whole_map_out():
+    part = VectorQuantizer(Table(9, 3))
+    q = MultiScale(part, patch_sizes=(2, 4, 8), convolutions=1, channel_dim=1)
+    f = torch.randn(2, 3, 8, 8)
+    f[0, 1, 7, 7] = torch.inf  # out of reach of the other corners
+    result = q(f)
+    assert bool((result.index[0] == -1).all()) and bool((result.index[1] >= 0).all())
+    assert bool(result.quantized[0].isnan().all()) and bool(result.quantized[1].isfinite().all())
+    assert (q.usage()[0].tokens, q.usage()[0].skipped) == (84, 84)
+    result.loss.backward()
+    assert all(bool(p.grad.isfinite().all()) for p in q.parameters())
+    index = q.encode(torch.randn(2, 3, 8, 8))
+    index[1, -1] = -1
+    decoded = q.decode(index)
+    assert bool(decoded[0].isfinite().all()) and bool(decoded[1].isnan().all())
 
 
 def test_the_released_sizes_and_defaults():

@@ -40,7 +40,7 @@ def test_halves_are_two_searches():
     for half, part in enumerate(q.parts):
         own = z[:, 3 * half : 3 * half + 3]
         error = (own - part.codes[result.index[:, half]]).square().mean()
-        loss += 1.25 * float(error) / 2
+        loss += 1.25 * float(error.detach()) / 2
     assert float(result.loss.detach()) == pytest.approx(loss, rel=1e-5)
     assert [u.tokens for u in q.usage()] == [9, 9]
     assert q.codebook_size == 11

@@ -78,6 +78,13 @@ class TestFSQ:
         torch.testing.assert_close(result.loss, expected)
         assert FSQ((5, 5))(z).loss == 0
 
+    def test_a_row_that_is_not_finite_gets_no_gradient(self):
+        z = torch.tensor([[0.3, 1.0], [math.nan, 1.0], [0.1, math.inf]], requires_grad=True)
+        result = FSQ((5, 4), commitment=1.0)(z)
+        assert result.index[1:].tolist() == [-1, -1] and bool(result.quantized[1:].isnan().all())
+        result.loss.backward()
+        assert bool(z.grad[0].all()) and not z.grad[1:].any()
+
     def test_bfloat16_latents_reach_all_codes(self):
         """Index arithmetic in bfloat16 would reach half of them."""
         q = FSQ((8, 8, 8, 5)).eval()

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 import vqkern
-from vqkern.quantizers import CODEBOOK_FREE, PRESETS, STRUCTURES
+from vqkern.quantizers import (
+    CODEBOOK_FREE,
+    PRESETS,
+    STRUCTURES,
+    Gradient,
+    Groups,
+    Halves,
+    Table,
+    VectorQuantizer,
+)
 
 # `vaevq` takes twice the channels and has no structures.
 BASES = sorted(set(PRESETS) - {"vaevq"})
@@ -88,6 +97,12 @@ class TestContract:
         q = build(name).eval()
         z = torch.randn(SHAPE)
         folded = q.fold()
+        own = {p.data_ptr() for p in q.parameters()}
+        for part in folded.modules():
+            if isinstance(part, VectorQuantizer):
+                assert type(part.parametrisation) is Table and type(part.update) is Gradient
+                assert part.alignment is None
+        assert not own & {p.data_ptr() for p in folded.parameters()}
         assert all(torch.equal(a, b) for a, b in zip(folded(z), q(z), strict=True))
         again = vqkern.build_quantizer(**folded.config).eval()
         again.load_state_dict(folded.state_dict())
@@ -281,8 +296,6 @@ def test_bad_names_and_options_are_named(name, options, message):
 
 
 def test_parts_are_checked():
-    from vqkern.quantizers import Groups, Halves, Table, VectorQuantizer
-
     part = VectorQuantizer(Table(5, 2))
     with pytest.raises(TypeError, match=r"parts\[0\] must be a quantizer.*got Linear"):
         Groups([torch.nn.Linear(2, 2)])
