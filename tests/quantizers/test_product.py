@@ -20,6 +20,7 @@ def golden(case):
     return {k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith(case + "/")}
 
 
+@torch.no_grad()
 def nearest(row, table):
     """Index of the nearest code of one row, in float64."""
     squared = [float((row.double() - code.double()).square().sum()) for code in table]

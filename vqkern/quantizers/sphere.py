@@ -61,7 +61,8 @@ class Spherical(Structured):
         self.parts[0].load_codes(codes)
 
     def _snapshot(self) -> Tensor:
-        codes = self.parts[0]._snapshot()
+        # A copy: the update rule may overwrite codes that the normalisation keeps for its gradient.
+        codes = self.parts[0]._snapshot().clone()
         return on_sphere(codes).to(codes.dtype)
 
     def _assign(self, latents: Tensor, codes: Tensor) -> Tensor:

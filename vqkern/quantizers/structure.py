@@ -162,6 +162,11 @@ def checked_parts(name: str, parts: Iterable[Quantizer]) -> list[Quantizer]:
                 f"{name}: parts[{number}] must be a quantizer that can be part of a structure, "
                 f"got {type(part).__name__}"
             )
+        if getattr(part, "in_channels", part.dim) != part.dim:
+            raise TypeError(
+                f"{name}: parts[{number}] must take as many channels as it gives, "
+                f"{type(part).__name__} takes {part.in_channels} and gives {part.dim}"
+            )
         if part.channel_dim != -1:
             raise ValueError(
                 f"{name}: parts[{number}] must have channel_dim -1, got {part.channel_dim}; the "
