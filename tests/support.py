@@ -78,6 +78,21 @@ def golden(name: str) -> tuple[dict, dict, dict]:
     return parts["state"], parts["in"], parts["out"]
 
 
-def grid_sizes(preset: str) -> dict[str, int]:
-    """Sizes at which the tests that go over all presets build one; any structure can halve them."""
-    return {"dim": 8, "codebook_size": 64}
+def grid_names() -> list[str]:
+    """The points of the grid that the tests go over: every preset, every structure, and a diagonal
+    of presets in structures."""
+    from vqkern.quantizers import CODEBOOK_FREE, PRESETS, STRUCTURES
+
+    parts = [name for name in PRESETS if name != "vaevq"]  # whose parts would need 2 dim channels
+    structures = list(STRUCTURES)
+    diagonal = [f"{name}_{structures[i % len(structures)]}" for i, name in enumerate(parts)]
+    around = [f"vanilla_{structure}" for structure in structures]
+    return [*dict.fromkeys([*PRESETS, *CODEBOOK_FREE, "mgvq", *around, *diagonal])]
+
+
+def grid_sizes(name: str) -> dict:
+    """Sizes at which those tests build one."""
+    if name in ("fsq", "lfq", "bsq"):
+        return {"dim": 6, "codebook_size": 64}
+    maps = {"patch_sizes": (1, 2, 4)} if name.endswith("_var") else {}
+    return {"dim": 8, "codebook_size": 64, **maps}

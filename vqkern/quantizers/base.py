@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -79,6 +80,15 @@ class UsageCounter(nn.Module):
         )
 
 
+def rowwise(
+    estimator: Callable[[Tensor, Tensor], Tensor], latents: Tensor, nearest: Tensor
+) -> Tensor:
+    """An estimator of rows [N, D], applied to latents [..., D]."""
+    dim = latents.shape[-1]
+    rows = estimator(latents.reshape(-1, dim), nearest.reshape(-1, dim))
+    return rows.reshape(latents.shape)
+
+
 class Quantizer(nn.Module):
     """Base of all quantizers: z of any layout is brought to rows [N, dim], quantized, brought back.
 
@@ -89,6 +99,9 @@ class Quantizer(nn.Module):
 
     # How `build_quantizer` can build this quantizer again; None if it was composed by hand.
     config: dict | None = None
+    # For structures: whether an index has no token axis, and whether z must be [B, H, W, dim].
+    one_token = True
+    takes_maps = False
 
     def __init__(self, dim: int, *, channel_dim: int = -1) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from .alignment import MMD, Alignment, build_alignment
 from .base import Quantizer, require_weight
 from .bridge import VQBridge
 from .codes import MLP5, Linear, Table
+from .compose import CODEBOOK_FREE, STRUCTURES, mgvq_options
 from .estimators import build_estimator
 from .updates import EMA, Gradient, Online, Revival
 from .variational import DCR, VariationalQuantizer
@@ -207,11 +209,14 @@ def build_quantizer(name: str, *, dim: int, codebook_size: int, **options) -> Qu
     """A quantizer by name.
 
     Args:
-        name: one of `PRESETS`.
+        name: one of `PRESETS`, ``mgvq``, or without a codebook ``fsq``, ``lfq``, ``bsq``. After any
+            but ``mgvq``, structures from the inside out: ``_halves``, ``_vp2``, ``_groups``,
+            ``_rq``, ``_var``, ``_sphere`` (``mmd_var``, ``vanilla_vp2_halves``).
         dim: channels of a latent.
-        codebook_size: number of codes K.
+        codebook_size: number of codes K of a token.
         **options: of the preset, such as ``commitment``, ``init``, ``channel_dim``, ``decay`` (ema)
-            or ``alignment`` (mmd).
+            or ``alignment`` (mmd), and of the structures, such as ``depth`` (rq) or ``patch_sizes``
+            (var); one that several have goes to the outermost.
 
     Returns:
         The quantizer; its `config` holds what was asked for, and ``build_quantizer(**config)``
@@ -220,8 +225,12 @@ def build_quantizer(name: str, *, dim: int, codebook_size: int, **options) -> Qu
     Raises:
         ValueError: the name or an option is unknown, or a value is out of range.
     """
-    if name not in PRESETS:
-        raise ValueError(f"build_quantizer: name must be one of {sorted(PRESETS)}, got {name!r}")
+    if not _is_known(name):
+        raise ValueError(
+            f"build_quantizer: name must be one of {sorted([*PRESETS, *CODEBOOK_FREE, 'mgvq'])}, "
+            f"or one of them with structures, {', '.join('_' + s for s in STRUCTURES)}, after it; "
+            f"got {name!r}"
+        )
     known = _options_of(name)
     unknown = sorted(set(options) - set(known))
     if unknown:
@@ -233,7 +242,7 @@ def build_quantizer(name: str, *, dim: int, codebook_size: int, **options) -> Qu
             raise ValueError(
                 f"build_quantizer: {label} must be a whole number of at least 1, got {value!r}"
             )
-    quantizer = PRESETS[name](dim=dim, codebook_size=codebook_size, **options)
+    quantizer = _build(name, dim, codebook_size, options)
     config = {"name": name, "dim": dim, "codebook_size": codebook_size, **options}
     if hasattr(config.get("alignment"), "config"):
         config["alignment"] = config["alignment"].config
@@ -241,9 +250,44 @@ def build_quantizer(name: str, *, dim: int, codebook_size: int, **options) -> Qu
     return quantizer
 
 
+def _is_known(name: str) -> bool:
+    if name in PRESETS or name in CODEBOOK_FREE or name == "mgvq":
+        return True
+    part, _, suffix = name.rpartition("_")
+    return suffix in STRUCTURES and part != "mgvq" and _is_known(part)
+
+
+def _build(name: str, dim: int, codebook_size: int, options: dict) -> Quantizer:
+    if name == "mgvq":
+        name, options = mgvq_options(options)
+    if name in PRESETS or name in CODEBOOK_FREE:
+        preset = {**PRESETS, **CODEBOOK_FREE}[name]
+        return preset(dim=dim, codebook_size=codebook_size, **options)
+    part, _, suffix = name.rpartition("_")
+    parameters = inspect.signature(STRUCTURES[suffix]).parameters
+    own = {k: options.get(k, parameters[k].default) for k in _options(STRUCTURES[suffix])}
+    inner = {k: v for k, v in options.items() if k not in own}
+    build_part = functools.partial(build_quantizer, part, **inner)
+    quantizer = STRUCTURES[suffix](build_part, dim, codebook_size, **own)
+    quantizer.structure = (suffix, own)
+    return quantizer
+
+
 def _options_of(name: str) -> list[str]:
-    parameters = inspect.signature(PRESETS[name]).parameters
-    options = [p for p in parameters if p not in ("dim", "codebook_size", "options")]
-    if "options" in parameters:  # passed on to vanilla
+    if name == "mgvq":
+        return _options_of("vanilla_groups")
+    if name not in PRESETS and name not in CODEBOOK_FREE:
+        part, _, suffix = name.rpartition("_")
+        own = _options(STRUCTURES[suffix])
+        return own + [p for p in _options_of(part) if p not in own]
+    preset = {**PRESETS, **CODEBOOK_FREE}[name]
+    options = _options(preset)
+    if "options" in inspect.signature(preset).parameters:  # passed on to vanilla
         options += [p for p in _options_of("vanilla") if p not in options]
     return options
+
+
+def _options(builder: Callable) -> list[str]:
+    """What a builder takes besides the part, its channels and the codebook's size."""
+    given = ("build", "dim", "codebook_size", "options")
+    return [p for p in inspect.signature(builder).parameters if p not in given]

@@ -14,6 +14,7 @@ from .base import (
     UsageCounter,
     masked_mse,
     require_weight,
+    rowwise,
 )
 from .codes import Table
 from .estimators import Estimator, estimator_option, straight_through
@@ -79,15 +80,41 @@ class VectorQuantizer(Quantizer):
         nearest = take_codes(codes, index)
         if not self.training:
             return nearest.to(rows.dtype), index, rows.new_zeros((), dtype=torch.float32)
-        valid = index >= 0
-        loss = self.commitment * masked_mse(rows, nearest.detach(), valid)
+        loss = self._learn(rows, nearest, index, codes)
+        return self.estimator(rows, nearest.detach().to(rows.dtype)), index, loss
+
+    # What structures need of a part (structure.py): latents are [..., dim], an index [...].
+
+    def _snapshot(self) -> Tensor:
+        return self.codes
+
+    def _assign(self, latents: Tensor, codes: Tensor) -> Tensor:
+        return nearest_code(latents.detach(), codes.detach()).index
+
+    def _take(self, codes: Tensor, index: Tensor) -> Tensor:
+        return take_codes(codes, index)
+
+    def _estimate(self, latents: Tensor, nearest: Tensor) -> Tensor:
+        return rowwise(self.estimator, latents, nearest)
+
+    def _learn(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: Tensor) -> Tensor:
+        rows, nearest = latents.reshape(-1, self.dim), nearest.reshape(-1, self.dim)
+        index = index.flatten()
+        loss = self.commitment * masked_mse(rows, nearest.detach(), index >= 0)
         loss = loss + self.update.loss(rows, nearest, index)
+        return loss + self._settle(rows, index, codes)
+
+    def _settle(self, latents: Tensor, index: Tensor, codes: Tensor) -> Tensor:
+        rows, index = latents.reshape(-1, self.dim), index.flatten()
+        loss = rows.new_zeros((), dtype=torch.float32)
         if self.alignment is not None:
             # A copy: the update rule may overwrite codes that an alignment keeps for its gradient.
-            loss = loss + self.alignment(rows, valid, codes.clone())
-        quantized = self.estimator(rows, nearest.detach().to(rows.dtype))
+            loss = loss + self.alignment(rows, index >= 0, codes.clone())
         self.update.step(rows, index)
-        return quantized, index, loss
+        return loss
+
+    def _count(self, index: Tensor, counted: Tensor) -> None:
+        self.counter.add(index.flatten(), counted.flatten())
 
     def decode(self, index: Tensor) -> Tensor:
         return take_codes(self.codes, index).movedim(-1, self.channel_dim)
