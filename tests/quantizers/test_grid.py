@@ -71,9 +71,9 @@ class TestGrid:
         z = latents(q).requires_grad_()
         before = copy.deepcopy(q)
         result = seeded(q, z)
-        torch.testing.assert_close(
-            result.quantized.detach(), before.decode(result.index).detach(), rtol=0, atol=1e-5
-        )
+        if getattr(q, "keep_probabilities", None) is None:  # nested masking drops groups at random
+            codes = before.decode(result.index).detach()
+            torch.testing.assert_close(result.quantized.detach(), codes, rtol=0, atol=1e-5)
         (gradient,) = torch.autograd.grad(result.quantized.square().sum(), z, retain_graph=True)
         assert bool(gradient.isfinite().all()) and gradient.any()
         assert result.loss.dtype == torch.float32 and result.loss.shape == ()
@@ -152,7 +152,7 @@ class TestGrid:
         q.eval()
         result = q(z)
         assert result.quantized.dtype == torch.bfloat16
-        assert torch.equal(q.decode(q.encode(z)), result.quantized)
+        assert torch.equal(q.decode(q.encode(z)).bfloat16(), result.quantized)
         assert torch.equal(q.fold()(z).quantized, result.quantized)
 
     def test_autocast_touches_neither_indices_nor_codes(self, name):
@@ -182,7 +182,7 @@ class TestGrid:
         usage = build(name).eval()
         usage(z, mask=mask)
         for one in usage.usage() if isinstance(usage.usage(), list) else [usage.usage()]:
-            assert one.tokens == int(mask.sum())
+            assert one.tokens > 0 and one.tokens % int(mask.sum()) == 0  # one or more a position
         q.train()
         z = z.masked_fill(~mask[:, None], math.nan).requires_grad_()
         result = seeded(q, z, mask=mask)
@@ -206,9 +206,11 @@ class TestGrid:
             assert parameter.grad is None or bool(parameter.grad.isfinite().all()), key
         assert all(bool(c.isfinite().all()) for c in each_codes(q.codes))
         if not getattr(q, "takes_maps", False):
-            outputs = result.quantized.movedim(1, -1)
-            assert bool((result.index[bad] == -1).all()) and bool(outputs[bad].isnan().all())
-            assert bool((result.index[~bad] >= 0).all()) and bool(outputs[~bad].isfinite().all())
+            outputs, index = result.quantized.movedim(1, -1), result.index.view(3, 4, 4, -1)
+            # Of several tokens, those of the channels that are not finite.
+            assert bool((index[bad] == -1).any(-1).all())
+            assert bool(outputs[bad].isnan().any(-1).all())
+            assert bool((index[~bad] >= 0).all()) and bool(outputs[~bad].isfinite().all())
         q.eval()
         result = q(z)
         assert torch.equal(q.encode(z), result.index)
