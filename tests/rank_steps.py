@@ -76,7 +76,7 @@ def steps(rank: int, world: int, options: dict, lr: float) -> list[dict]:
         torch.manual_seed(100 * step + rank)
         quantized, _, loss = model(x)
         optimizer.zero_grad()
-        (loss + 0 * quantized.nan_to_num().sum()).backward()
+        (loss + 1e-3 * quantized.nan_to_num().square().sum()).backward()
         optimizer.step()
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         states.append({key: value.detach().clone() for key, value in state.items()})
