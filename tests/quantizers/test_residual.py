@@ -11,6 +11,7 @@ def part(codes=7, dim=3, **options):
     return VectorQuantizer(Table(codes, dim), **options)
 
 
+@torch.no_grad()
 def greedy(row, tables):
     """Tokens and sum of one row, in float64."""
     rest, tokens = row.double(), []

@@ -122,7 +122,9 @@ class TestContract:
         grads = torch.autograd.grad(
             result.quantized, [z, *parameters], upstream, retain_graph=True, allow_unused=True
         )
-        plain = not {"fsq", "bsq", "sphere"} & set(name.split("_")) or name.endswith("_rq")
+        plain = not {"fsq", "bsq", "sphere", "spherical"} & set(name.split("_")) or name.endswith(
+            "_rq"
+        )
         if plain:
             assert torch.equal(grads[0], upstream)
         else:
