@@ -1,0 +1,84 @@
+"""The D x D problem by matrix products alone, for devices where an eigendecomposition is slow.
+
+With P = S1 S2 + e I, f(S1 S2) S1 = A f(A S2 A) A for any f, so one root of P and its inverse give
+everything: tr (C + e I)^{1/2} = tr P^{1/2}, T = P^{-1/2} S1 and T' = S2 P^{-1/2}.
+
+The coupled iteration Y <- Y q(ZY), Z <- q(ZY) Z with q(t) = a - b t, from Y = P / tr P and Z = I,
+takes every root s of an eigenvalue to a s - b s^3 and tends to P^{1/2} and P^{-1/2} (Higham,
+Functions of Matrices, section 6.7). Its coefficients are those that bring the interval of the roots
+closest to 1 at each step, which is known beforehand: no root is below that of the ridge. Iterates
+are never made symmetric: that would break ZY = YZ, on which convergence rests.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from .reference import RELATIVE_RIDGE, Roots
+
+# A step aims at no interval wider than this: the widest would send the largest root to nearly 0, and
+# the rounding of its neighbours with it.
+_WIDEST = 10.0
+_LAST_STEP = (1.5, 0.5)  # Newton's, for what rounding left
+
+
+@functools.cache
+def schedule(d: int) -> tuple[tuple[float, float], ...]:
+    """The (a, b) of every step, for roots in [sqrt(RELATIVE_RIDGE / d), 1] before the first."""
+    low, high = math.sqrt(RELATIVE_RIDGE / d), 1.0
+    steps = []
+    while high - low > 1e-7:  # its square is below rounding after the last step
+        aim = max(low, high / _WIDEST)
+        # a s - b s^3 has one value at both ends of [aim, high], as far below 1 as its peak is above.
+        ends = high * high + high * aim + aim * aim
+        peak = math.sqrt(ends / 3)
+        b = 2 / (high * aim * (high + aim) + 2 / 3 * ends * peak)
+        a = b * ends
+        steps.append((a, b))
+        low, high = min(a * s - b * s**3 for s in (low, high)), a * peak - b * peak**3
+    return (*steps, _LAST_STEP)
+
+
+def least_ridge(s1: Tensor, s2: Tensor, ridge: Tensor) -> Tensor:
+    """`ridge` [B], or the least that the schedule is made for."""
+    return ridge.clamp_min((s1 * s2).sum((-2, -1)) * (RELATIVE_RIDGE / s1.shape[-1]))
+
+
+def assemble(
+    s1: Tensor, s2: Tensor, ridge: Tensor, root: Tensor, inverse: Tensor, to_features: bool
+) -> Roots:
+    """`Roots` from P^{1/2} and P^{-1/2} [B, D, D]."""
+    to_codes = inverse @ s1
+    to_codes = (to_codes + to_codes.mT) / 2
+    reverse = None
+    if to_features:
+        reverse = s2 @ inverse
+        reverse = (reverse + reverse.mT) / 2
+    # Without any variance there is no ridge either: T is 0 and misses everything.
+    missed = ridge * (inverse.mT * to_codes).sum((-2, -1))
+    missed = torch.where(ridge > 0, missed, s1.diagonal(dim1=-2, dim2=-1).sum(-1))
+    return Roots(_trace(root), _trace(inverse), missed, to_codes, reverse)
+
+
+def roots(s1: Tensor, s2: Tensor, ridge: Tensor, to_features: bool) -> Roots:
+    """`Roots` of covariances s1, s2 [B, D, D] and ridge e [B], float64; see `least_ridge`."""
+    ridge = least_ridge(s1, s2, ridge)
+    eye = torch.eye(s1.shape[-1], dtype=s1.dtype, device=s1.device)
+    product = s1 @ s2 + ridge[:, None, None] * eye
+    scale = _trace(product)[:, None, None]
+    flat = scale <= 0
+    y = torch.where(flat, 0, product / scale)
+    z = torch.where(flat, 0, eye)
+    for a, b in schedule(s1.shape[-1]):
+        q = a * eye - b * (z @ y)
+        y, z = y @ q, q @ z
+    scale = torch.where(flat, 1, scale.sqrt())
+    return assemble(s1, s2, ridge, y * scale, z / scale, to_features)
+
+
+def _trace(matrix: Tensor) -> Tensor:
+    return matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
