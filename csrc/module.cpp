@@ -6,6 +6,7 @@
 
 #include "cpu/code_sums.h"
 #include "cpu/cpu.h"
+#include "cpu/moments.h"
 #include "cpu/nearest_code.h"
 #include "cpu/squared_mmd.h"
 
@@ -60,6 +61,26 @@ double squared_mmd(uintptr_t x, uintptr_t y, int64_t n, int64_t m, int64_t dim,
                                *kernels.kernel_sums);
 }
 
+void moments(uintptr_t x, uintptr_t valid, int64_t batch, int64_t n, int64_t dim, uintptr_t count,
+             uintptr_t mean, uintptr_t covariance, int threads, const std::string& kernel) {
+    const vqkern::CpuKernels& kernels = require_kernels(kernel);
+    py::gil_scoped_release release;
+    vqkern::moments(pointer<const float>(x), pointer<const bool>(valid), batch, n, dim,
+                    pointer<double>(count), pointer<double>(mean), pointer<double>(covariance),
+                    threads, *kernels.moments);
+}
+
+void pull_back(uintptr_t x, uintptr_t valid, int64_t batch, int64_t n, int64_t dim, uintptr_t mean,
+               uintptr_t matrix, uintptr_t offset, uintptr_t out, int threads,
+               const std::string& kernel) {
+    const vqkern::CpuKernels& kernels = require_kernels(kernel);
+    py::gil_scoped_release release;
+    vqkern::pull_back(pointer<const float>(x), pointer<const bool>(valid), batch, n, dim,
+                      pointer<const double>(mean), pointer<const double>(matrix),
+                      pointer<const double>(offset), pointer<float>(out), threads,
+                      *kernels.moments);
+}
+
 double fma_peak(int threads, double seconds) {
     py::gil_scoped_release release;
     return vqkern::fma_peak(*vqkern::find_kernels("")->fma_loop, threads, seconds);
@@ -84,6 +105,12 @@ PYBIND11_MODULE(_native, module) {
                py::arg("dim"), py::arg("bandwidths"), py::arg("num_bandwidths"),
                py::arg("unbiased"), py::arg("x_grad"), py::arg("y_grad"), py::arg("threads"),
                py::arg("kernel") = "");
+    module.def("moments", &moments, py::arg("x"), py::arg("valid"), py::arg("batch"), py::arg("n"),
+               py::arg("dim"), py::arg("count"), py::arg("mean"), py::arg("covariance"),
+               py::arg("threads"), py::arg("kernel") = "");
+    module.def("pull_back", &pull_back, py::arg("x"), py::arg("valid"), py::arg("batch"),
+               py::arg("n"), py::arg("dim"), py::arg("mean"), py::arg("matrix"), py::arg("offset"),
+               py::arg("out"), py::arg("threads"), py::arg("kernel") = "");
     module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("seconds") = 0.2,
                "GFLOP/s of float32 multiply-adds in registers.");
     module.attr("most_bandwidths") = vqkern::kMostBandwidths;

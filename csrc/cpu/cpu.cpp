@@ -54,12 +54,20 @@ const Entry kEntries[] = {
      {"AMX",
       {&kScreenAmx, &kScreenAvx512Vnni, &kScreenAvx512},
       &kKernelSumsAvx512,
+      &kMomentsAvx512,
       &kFmaLoopAvx512}},
-    {has_vnni, {"AVX-512 VNNI", {&kScreenAvx512Vnni, &kScreenAvx512}, &kKernelSumsAvx512, &kFmaLoopAvx512}},
-    {has_avx512, {"AVX-512", {&kScreenAvx512}, &kKernelSumsAvx512, &kFmaLoopAvx512}},
-    {has_avx2, {"AVX2", {&kScreenAvx2}, &kKernelSumsAvx2, &kFmaLoopAvx2}},
+    {has_vnni,
+     {"AVX-512 VNNI",
+      {&kScreenAvx512Vnni, &kScreenAvx512},
+      &kKernelSumsAvx512,
+      &kMomentsAvx512,
+      &kFmaLoopAvx512}},
+    {has_avx512,
+     {"AVX-512", {&kScreenAvx512}, &kKernelSumsAvx512, &kMomentsAvx512, &kFmaLoopAvx512}},
+    {has_avx2, {"AVX2", {&kScreenAvx2}, &kKernelSumsAvx2, &kMomentsAvx2, &kFmaLoopAvx2}},
 #endif
-    {always, {"portable", {&kScreenPortable}, &kKernelSumsPortable, &kFmaLoopPortable}},
+    {always,
+     {"portable", {&kScreenPortable}, &kKernelSumsPortable, &kMomentsPortable, &kFmaLoopPortable}},
 };
 
 }  // namespace

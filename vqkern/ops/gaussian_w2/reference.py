@@ -13,6 +13,7 @@ eigenvalues are as good as others.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -94,24 +95,37 @@ def transport(s1: Tensor, s2: Tensor, ridge: Tensor) -> Roots:
     a, _, _ = square_root(s1)
     values, vectors = torch.linalg.eigh(a @ s2 @ a)
     values = values.clamp_min(0)
-    ridge = ridge[:, None]
     negligible = s1.shape[-1] * torch.finfo(torch.float64).eps * values[:, -1:]
+    ridge = ridge[:, None]
     shifted = values + ridge
-    kept = shifted > torch.where(ridge > 0, 0, negligible)
-    inverse = torch.where(kept, shifted.rsqrt(), 0)
+    root = shifted.sqrt()
+    kept = (ridge > 0) | (shifted > negligible)
+    inverse = kept / torch.where(kept, root, 1.0)
     factor = a @ vectors
-    lost = torch.where(kept, ridge * inverse.square(), 1)
+    scaled = factor * inverse[:, None]
+    # In the directions left out, nothing of S1 is reached.
+    reach = factor.square().sum(-2)
+    missed = torch.where(kept, ridge * inverse.square(), 1.0)
     return Roots(
-        shifted.sqrt().sum(-1),
+        root.sum(-1),
         inverse.sum(-1),
-        (factor.square().sum(-2) * lost).sum(-1),
-        (factor * inverse[:, None]) @ factor.mT,
+        torch.linalg.vecdot(reach, missed),
+        scaled @ factor.mT,
         None,
     )
 
 
 def roots(s1: Tensor, s2: Tensor, ridge: Tensor, to_features: bool) -> Roots:
-    """`Roots` of covariances s1, s2 [B, D, D] and ridge e [B], float64, by eigh."""
+    """`Roots` of covariances s1, s2 [B, D, D] and ridge e [B], float64, by eigh.
+
+    NaN for a problem that is not finite.
+    """
+    finite = (s1 + s2).sum((-2, -1)).isfinite() & ridge.isfinite()
+    if not bool(finite.all()):  # eigh takes no such matrix
+        nan = torch.where(finite, 0.0, torch.nan)
+        s1, s2 = (torch.where(finite[:, None, None], s, 0) for s in (s1, s2))
+        found = roots(s1, s2, torch.where(finite, ridge, 0), to_features)
+        return Roots(*(f if f is None else f + nan.view(-1, *[1] * (f.dim() - 1)) for f in found))
     found = transport(s1, s2, ridge)
     if to_features:
         found = found._replace(to_features=transport(s2, s1, ridge).to_codes)
@@ -133,7 +147,7 @@ def value_and_gradients(
     covariances: tuple[Tensor, Tensor],
     ridge: float | None,
     to_features: bool,
-    solve=roots,
+    solve: Callable[[Tensor, Tensor, Tensor, bool], Roots] = roots,
 ) -> Gradients:
     """The squared 2-Wasserstein distance of batches of Gaussians, as the module says.
 
@@ -141,30 +155,27 @@ def value_and_gradients(
     `solve` finds the `Roots`. What is not finite gives NaN throughout.
     """
     (m_x, m_y), (s1, s2) = means, covariances
-    d = s1.shape[-1]
+    b, d, _ = s1.shape
     apart = m_y - m_x
-    # eigh does not take what is not finite; tr C = sum S1 S2 is finite only if all of both are.
-    overlap = (s1 * s2).sum((-2, -1))
-    total = s1.diagonal(dim1=-2, dim2=-1).sum(-1) + s2.diagonal(dim1=-2, dim2=-1).sum(-1)
-    finite = (overlap + total + apart.sum(-1)).isfinite()
-    s1 = torch.where(finite[:, None, None], s1, 0)
-    s2 = torch.where(finite[:, None, None], s2, 0)
+    flat_x, flat_y = s1.reshape(b, d * d), s2.reshape(b, d * d)
+    overlap = torch.linalg.vecdot(flat_x, flat_y)  # tr C
     relative = RELATIVE_RIDGE / d if ridge is None else 0.0
-    overlap = torch.where(finite, overlap, 0).clamp_min(0)
     epsilon = overlap * relative if ridge is None else torch.full_like(overlap, ridge)
     found = solve(s1, s2, epsilon, to_features)
     eye = torch.eye(d, dtype=s1.dtype, device=s1.device)
     rest = eye - found.to_codes
+    flat_rest = rest.reshape(b, d * d)
+    variance_y = flat_y[:, :: d + 1].sum(-1)
+    total = flat_x[:, :: d + 1].sum(-1) + variance_y
     # Two ways to the same number: the second cancels nothing where the sets agree, and the first
     # does not multiply rounding by T where the codes are nearly rank-deficient.
     direct = total - 2 * found.trace
-    factored = (rest @ s2 * rest).sum((-2, -1)) - 2 * epsilon * found.inverse_trace + found.missed
-    near = rest.square().sum((-2, -1)) * s2.diagonal(dim1=-2, dim2=-1).sum(-1) < total
-    value = apart.square().sum(-1) + torch.where(near, factored, direct)
-    nan = torch.where(finite, 0.0, torch.nan)
+    factored = torch.linalg.vecdot((rest @ s2).reshape(b, d * d), flat_rest) + found.missed
+    factored = factored - 2 * epsilon * found.inverse_trace
+    near = torch.linalg.vecdot(flat_rest, flat_rest) * variance_y < total
+    value = torch.linalg.vecdot(apart, apart) + torch.where(near, factored, direct)
     share = (relative * found.inverse_trace)[:, None, None]
     features = None
     if found.to_features is not None:
-        features = eye - found.to_features - share * s2 + nan[:, None, None]
-    codes = rest - share * s1 + nan[:, None, None]
-    return Gradients(value + nan, 2 * apart + nan[:, None], features, codes)
+        features = torch.addcmul(eye - found.to_features, share, s2, value=-1)
+    return Gradients(value, 2 * apart, features, torch.addcmul(rest, share, s1, value=-1))
