@@ -1,6 +1,6 @@
 """Quantizers: points of the grid of code parametrisation, update rule, alignment and structure."""
 
-from .alignment import MMD
+from .alignment import MMD, PriorWasserstein, Wasserstein
 from .base import Quantizer, QuantizeResult, Usage
 from .codes import Table
 from .presets import PRESETS, build_quantizer
@@ -12,10 +12,12 @@ __all__ = [
     "Gradient",
     "MMD",
     "PRESETS",
+    "PriorWasserstein",
     "QuantizeResult",
     "Quantizer",
     "Table",
     "Usage",
     "VectorQuantizer",
+    "Wasserstein",
     "build_quantizer",
 ]

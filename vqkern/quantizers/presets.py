@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
-from .alignment import MMD, Alignment, build_alignment
+from .alignment import MMD, Alignment, Wasserstein, build_alignment
 from .base import Quantizer
 from .codes import Table
 from .updates import EMA, Gradient
@@ -62,7 +62,25 @@ def mmd(
     return vanilla(dim=dim, codebook_size=codebook_size, alignment=aligned, **options)
 
 
-PRESETS: dict[str, Callable[..., Quantizer]] = {"vanilla": vanilla, "ema": ema, "mmd": mmd}
+def wasserstein(
+    *,
+    dim: int,
+    codebook_size: int,
+    alignment: Alignment | dict | None = None,
+    **options,
+) -> VectorQuantizer:
+    """Wasserstein VQ (Fang et al. 2025): vanilla, with the codes' mean and covariance pulled to the
+    features'."""
+    aligned = Wasserstein() if alignment is None else build_alignment(alignment)
+    return vanilla(dim=dim, codebook_size=codebook_size, alignment=aligned, **options)
+
+
+PRESETS: dict[str, Callable[..., Quantizer]] = {
+    "vanilla": vanilla,
+    "ema": ema,
+    "mmd": mmd,
+    "wasserstein": wasserstein,
+}
 
 
 def build_quantizer(name: str, *, dim: int, codebook_size: int, **options) -> Quantizer:
@@ -74,7 +92,7 @@ def build_quantizer(name: str, *, dim: int, codebook_size: int, **options) -> Qu
         codebook_size: number of codes K.
         **options: of the preset, such as ``commitment``, ``init``, ``channel_dim``, ``decay`` (ema)
         or
-            ``alignment`` (mmd).
+            ``alignment`` (mmd, wasserstein).
 
     Returns:
         The quantizer; its `config` holds what was asked for, and ``build_quantizer(**config)``

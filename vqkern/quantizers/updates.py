@@ -119,9 +119,16 @@ class EMA(nn.Module):
         return f"decay={self.decay}"
 
 
+def number_of_ranks() -> int:
+    """Ranks of torch.distributed, 1 where it does not run."""
+    import torch.distributed as dist
+
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def sum_over_ranks(tensor: Tensor) -> None:
     """Adds up `tensor` in place over all ranks, where torch.distributed runs with more than one."""
     import torch.distributed as dist
 
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if number_of_ranks() > 1:
         dist.all_reduce(tensor)

@@ -1,5 +1,5 @@
 from .api import CovarianceSqrt, covariance_sqrt, gaussian_w2, prior_w2
-from .moments import Moments, merge, moments
+from .moments import Moments, merge, moments, scatter_of
 
 __all__ = [
     "CovarianceSqrt",
@@ -9,4 +9,5 @@ __all__ = [
     "merge",
     "moments",
     "prior_w2",
+    "scatter_of",
 ]

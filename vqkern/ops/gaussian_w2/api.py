@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import common_dtype, require_same_device
+from ..checks import common_dtype
 from . import reference
 from .moments import Moments, choose_backend, moments_by, require_points
 
@@ -17,7 +17,11 @@ _ONE_PROGRAM = 64
 
 
 def gaussian_w2(
-    x: Tensor | Moments, y: Tensor, *, ridge: float | None = None, backend: str = "auto"
+    x: Tensor | Moments,
+    y: Tensor | Moments,
+    *,
+    ridge: float | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """Squared 2-Wasserstein distance of the Gaussians fitted to two point sets.
 
@@ -27,19 +31,20 @@ def gaussian_w2(
 
     Args:
         x: points [..., N, D], floating point, or their `Moments`, from `moments` and `merge`.
-        y: points [..., K, D], on the device of `x`; leading dimensions as those of `x` are
-            independent problems.
+        y: points [..., K, D] or their `Moments`, on the device of `x`; leading dimensions, those of
+            `x`, are independent problems.
         ridge: e, at least 0, in units of C (variance squared). None: 1e-14 tr(C) / D. It lowers the
             value by at most 2 D sqrt(e).
         backend: ``"auto"``, ``"torch"``, ``"cpp"`` or ``"triton"``.
 
     Returns:
-        [...], float32 (float64 if an input tensor is), differentiable with respect to `x` and `y`.
-        Code k has the gradient (2/K)(m_y - m_x) + (2/(K-1))(I - T)(y_k - m_y), T = A (C + e I)^{-1/2}
-        A, A = S1^{1/2}, which is exactly that of the ridged value; x by symmetry.
+        [...], float32 (float64 if an input tensor is, or none is a tensor), differentiable with
+        respect to `x` and `y`. Code k has the gradient (2/K)(m_y - m_x) + (2/(K-1))(I - T)(y_k -
+        m_y), T = A (C + e I)^{-1/2} A, A = S1^{1/2}; x by symmetry. It is exactly that of the
+        ridged value: that ridge=None depends on C is part of it.
 
     Raises:
-        TypeError: `x` or `y` is not a floating-point tensor (or `x` not `Moments`).
+        TypeError: `x` or `y` is neither a floating-point tensor nor float64 `Moments`.
         ValueError: shapes, leading dimensions or devices do not fit, a set has fewer than two
             points, the ridge is negative or not finite, or the backend cannot run this call.
 
@@ -51,30 +56,31 @@ def gaussian_w2(
         for eigenvalues of C that rounding cannot tell from 0. "triton" treats smaller ridges as
         1e-14 tr(C) / D. A point that is not finite gives NaN, and NaN gradients.
     """
-    require_points("gaussian_w2", "y", y)
-    given = isinstance(x, Moments)
-    if given:
-        _require_moments("gaussian_w2", x)
-    else:
-        require_points("gaussian_w2", "x", x)
-    like_x = x.mean[..., None, :] if given else x
-    if like_x.shape[-1] != y.shape[-1] or like_x.shape[:-2] != y.shape[:-2]:
-        got = list(x.mean.shape) if given else list(x.shape)
-        what = "moments x with mean" if given else "x"
+    for name, points in (("x", x), ("y", y)):
+        if isinstance(points, Moments):
+            _require_moments("gaussian_w2", name, points)
+        else:
+            require_points("gaussian_w2", name, points)
+            _require_two("gaussian_w2", name, points)
+    mean_x, mean_y = (_mean_shape(points) for points in (x, y))
+    if mean_x != mean_y:
         raise ValueError(
-            f"gaussian_w2: {what} {got} and y {list(y.shape)} must have the same D and the same "
-            "leading dimensions"
+            "gaussian_w2: x and y must have the same D and the same leading dimensions, got means "
+            f"of shape {list(mean_x)} and {list(mean_y)}"
         )
-    require_same_device("gaussian_w2", x=like_x, y=y)
-    if not given:
-        _require_two("gaussian_w2", "x", x)
-    _require_two("gaussian_w2", "y", y)
+    if _device(x) != _device(y):
+        raise ValueError(
+            f"gaussian_w2: x is on {_device(x)} but y is on {_device(y)}; both must be on one "
+            "device"
+        )
     _require_ridge("gaussian_w2", ridge)
-    tensors = (y,) if given else (x, y)
-    chosen = choose_backend("gaussian_w2", backend, *tensors)
-    features = x if given else moments_by(x, None, chosen)
-    codes = moments_by(y, None, chosen)
-    double = common_dtype(*tensors) == torch.float64
+    tensors = [points for points in (x, y) if not isinstance(points, Moments)]
+    chosen = choose_backend("gaussian_w2", backend, _device(y), *tensors)
+    features, codes = (
+        points if isinstance(points, Moments) else moments_by(points, None, chosen)
+        for points in (x, y)
+    )
+    double = not tensors or common_dtype(*tensors) == torch.float64
     return _distance(features.mean, features.covariance, codes, ridge, double, chosen)
 
 
@@ -102,7 +108,7 @@ def prior_w2(y: Tensor, *, ridge: float | None = None, backend: str = "auto") ->
     require_points("prior_w2", "y", y)
     _require_two("prior_w2", "y", y)
     _require_ridge("prior_w2", ridge)
-    chosen = choose_backend("prior_w2", backend, y)
+    chosen = choose_backend("prior_w2", backend, y.device, y)
     codes = moments_by(y, None, chosen)
     mean = torch.zeros_like(codes.mean)
     eye = torch.eye(y.shape[-1], dtype=torch.float64, device=y.device)
@@ -139,7 +145,7 @@ def covariance_sqrt(y: Tensor) -> CovarianceSqrt:
     """
     require_points("covariance_sqrt", "y", y)
     _require_two("covariance_sqrt", "y", y)
-    of = moments_by(y, None, choose_backend("covariance_sqrt", "auto", y))
+    of = moments_by(y, None, choose_backend("covariance_sqrt", "auto", y.device, y))
     *lead, d, _ = of.covariance.shape
     root, _, _ = _square_root(of.covariance.reshape(-1, d, d))
     dtype = common_dtype(y)
@@ -164,21 +170,31 @@ def _require_ridge(op: str, ridge: float | None) -> None:
         raise ValueError(f"{op}: ridge must be finite and at least 0, got {ridge}")
 
 
-def _require_moments(op: str, x: Moments) -> None:
+def _device(points: Tensor | Moments) -> torch.device:
+    return points.mean.device if isinstance(points, Moments) else points.device
+
+
+def _mean_shape(points: Tensor | Moments) -> torch.Size:
+    if isinstance(points, Moments):
+        return points.mean.shape
+    return points.shape[:-2] + points.shape[-1:]
+
+
+def _require_moments(op: str, name: str, x: Moments) -> None:
     count, mean, covariance = x
     d = mean.shape[-1]
     if mean.shape[:-1] != count.shape or covariance.shape != (*mean.shape, d):
         raise ValueError(
-            f"{op}: moments x must have count [...], mean [..., D] and covariance [..., D, D], got "
-            f"{list(count.shape)}, {list(mean.shape)} and {list(covariance.shape)}"
+            f"{op}: moments {name} must have count [...], mean [..., D] and covariance "
+            f"[..., D, D], got {list(count.shape)}, {list(mean.shape)} and {list(covariance.shape)}"
         )
     if any(t.dtype != torch.float64 for t in x):
-        raise TypeError(f"{op}: moments x must be float64, got {[t.dtype for t in x]}")
+        raise TypeError(f"{op}: moments {name} must be float64, got {[t.dtype for t in x]}")
     # Only host values are looked at: a check of device values would stop the GPU in every step.
     if count.device.type == "cpu" and not torch.compiler.is_compiling():
         if bool((count < 2).any()):
             raise ValueError(
-                f"{op}: moments x must be of at least 2 points, got {float(count.min()):g}"
+                f"{op}: moments {name} must be of at least 2 points, got {float(count.min()):g}"
             )
 
 

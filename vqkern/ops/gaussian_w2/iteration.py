@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from .reference import RELATIVE_RIDGE, Roots
 
-# A step aims at no interval wider than this: the widest would send the largest root to nearly 0, and
-# the rounding of its neighbours with it.
+# A step aims at no interval wider than this: the widest would send the largest root to nearly 0,
+# and the rounding of its neighbours with it.
 _WIDEST = 10.0
 _LAST_STEP = (1.5, 0.5)  # Newton's, for what rounding left
 
@@ -33,7 +34,7 @@ def schedule(d: int) -> tuple[tuple[float, float], ...]:
     steps = []
     while high - low > 1e-7:  # its square is below rounding after the last step
         aim = max(low, high / _WIDEST)
-        # a s - b s^3 has one value at both ends of [aim, high], as far below 1 as its peak is above.
+        # a s - b s^3 is the same at both ends of [aim, high], as far below 1 as its peak is above.
         ends = high * high + high * aim + aim * aim
         peak = math.sqrt(ends / 3)
         b = 2 / (high * aim * (high + aim) + 2 / 3 * ends * peak)
@@ -45,39 +46,46 @@ def schedule(d: int) -> tuple[tuple[float, float], ...]:
 
 def least_ridge(s1: Tensor, s2: Tensor, ridge: Tensor) -> Tensor:
     """`ridge` [B], or the least that the schedule is made for."""
-    return ridge.clamp_min((s1 * s2).sum((-2, -1)) * (RELATIVE_RIDGE / s1.shape[-1]))
+    return torch.maximum(ridge, (s1 * s2).sum((-2, -1)) * (RELATIVE_RIDGE / s1.shape[-1]))
 
 
-def assemble(
-    s1: Tensor, s2: Tensor, ridge: Tensor, root: Tensor, inverse: Tensor, to_features: bool
+def iterate(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """The roots of y [B, D, D], whose trace is 1, and of its inverse, from z = I."""
+    eye = torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
+    for a, b in schedule(y.shape[-1]):
+        q = a * eye - b * (z @ y)
+        y, z = y @ q, q @ z
+    return y, z
+
+
+def roots(
+    s1: Tensor,
+    s2: Tensor,
+    ridge: Tensor,
+    to_features: bool,
+    iterate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = iterate,
 ) -> Roots:
-    """`Roots` from P^{1/2} and P^{-1/2} [B, D, D]."""
+    """`Roots` of covariances s1, s2 [B, D, D] and ridge e [B], float64; see `least_ridge`.
+
+    NaN for a problem that is not finite.
+    """
+    ridge = least_ridge(s1, s2, ridge)
+    eye = torch.eye(s1.shape[-1], dtype=s1.dtype, device=s1.device)
+    product = s1 @ s2 + ridge[:, None, None] * eye
+    scale = _trace(product)[:, None, None]
+    # Without any variance there is no ridge either: T is 0 and misses everything.
+    flat = scale <= 0
+    scale = torch.where(flat, 1, scale)
+    y, z = iterate(product / scale, torch.where(flat, 0, eye))
+    root, inverse = y * scale.sqrt(), z / scale.sqrt()
     to_codes = inverse @ s1
     to_codes = (to_codes + to_codes.mT) / 2
     reverse = None
     if to_features:
         reverse = s2 @ inverse
         reverse = (reverse + reverse.mT) / 2
-    # Without any variance there is no ridge either: T is 0 and misses everything.
-    missed = ridge * (inverse.mT * to_codes).sum((-2, -1))
-    missed = torch.where(ridge > 0, missed, s1.diagonal(dim1=-2, dim2=-1).sum(-1))
+    missed = torch.where(flat[:, 0, 0], _trace(s1), ridge * (inverse.mT * to_codes).sum((-2, -1)))
     return Roots(_trace(root), _trace(inverse), missed, to_codes, reverse)
-
-
-def roots(s1: Tensor, s2: Tensor, ridge: Tensor, to_features: bool) -> Roots:
-    """`Roots` of covariances s1, s2 [B, D, D] and ridge e [B], float64; see `least_ridge`."""
-    ridge = least_ridge(s1, s2, ridge)
-    eye = torch.eye(s1.shape[-1], dtype=s1.dtype, device=s1.device)
-    product = s1 @ s2 + ridge[:, None, None] * eye
-    scale = _trace(product)[:, None, None]
-    flat = scale <= 0
-    y = torch.where(flat, 0, product / scale)
-    z = torch.where(flat, 0, eye)
-    for a, b in schedule(s1.shape[-1]):
-        q = a * eye - b * (z @ y)
-        y, z = y @ q, q @ z
-    scale = torch.where(flat, 1, scale.sqrt())
-    return assemble(s1, s2, ridge, y * scale, z / scale, to_features)
 
 
 def _trace(matrix: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def moments(x: Tensor, valid: Tensor | None = None, *, backend: str = "auto") ->
                 f"moments: valid must have shape {list(x.shape[:-1])}, got {list(valid.shape)}"
             )
         require_same_device("moments", x=x, valid=valid)
-    return moments_by(x, valid, choose_backend("moments", backend, x))
+    return moments_by(x, valid, choose_backend("moments", backend, x.device, x))
 
 
 def merge(first: Moments, second: Moments) -> Moments:
@@ -86,8 +86,8 @@ def require_points(op: str, name: str, x: Tensor) -> None:
         )
 
 
-def choose_backend(op: str, backend: str, *points: Tensor) -> str:
-    """The backend that passes over these points."""
+def choose_backend(op: str, backend: str, device: torch.device, *points: Tensor) -> str:
+    """The backend that passes over these points on `device`."""
 
     def kernel_support() -> str | None:
         if any(p.dtype == torch.float64 for p in points):
@@ -97,7 +97,7 @@ def choose_backend(op: str, backend: str, *points: Tensor) -> str:
     return backends.choose(
         op,
         backend,
-        points[0].device,
+        device,
         {"torch": backends.always, "cpp": kernel_support, "triton": kernel_support},
     )
 

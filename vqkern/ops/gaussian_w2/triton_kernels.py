@@ -19,8 +19,10 @@ from .reference import Roots
 
 _ROWS = 32  # points read together
 _CHANNELS = 32  # channels of one side of a tile, at most
-_WARPS = 4
+_WARPS = 8
+_ITERATE_WARPS = 4
 _MAX_SPLITS = 128
+_CHUNK = 16  # columns of a D x D factor read together
 _SAMPLED = 64  # points whose mean is the shift
 
 
@@ -34,7 +36,10 @@ def _centred(x, valid, origin, b, row, channel, num_rows, D: tl.constexpr, MASKE
     at = (b * num_rows + row)[:, None] * D + channel[None, :]
     value = tl.load(x + at, mask=mask, other=0.0).to(tl.float64)
     centre = tl.load(origin + b * D + channel, mask=channel < D, other=0.0)
-    return tl.where(mask, value - centre[None, :], 0.0)
+    result = tl.where(mask, value - centre[None, :], 0.0)
+    # A sum over one element changes nothing, and keeps Triton 3.7 from choosing the operand layout
+    # of a float64 product by the width of the points in memory, on which sm_80 and sm_90 fail.
+    return tl.sum(result[:, :, None], 2)
 
 
 @triton.jit(do_not_specialize=["num_rows", "blocks_per_split"])
@@ -94,35 +99,50 @@ def _pull_back_kernel(
     tl.store(out + at, result.to(tl.float32), mask=inside[:, None] & (to < D)[None, :])
 
 
-@triton.jit(do_not_specialize=["num_steps"])
-def _roots_kernel(
-    s1, s2, ridge, steps, root, inverse, num_steps, D: tl.constexpr, WIDTH: tl.constexpr
-):
-    """P^{1/2} and P^{-1/2} of P = S1 S2 + e I by the coupled iteration of iteration.py."""
-    b = tl.program_id(0).to(tl.int64)
-    i = tl.arange(0, WIDTH).to(tl.int64)
+@triton.jit
+def _multiply(a, b, row, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
+    """Some rows of a b for [WIDTH, WIDTH] matrices in memory, CHUNK columns of a at a time."""
     j = tl.arange(0, WIDTH).to(tl.int64)
-    at = (b * D + i)[:, None] * D + j[None, :]
-    mask = (i < D)[:, None] & (j < D)[None, :]
-    eye = tl.where((i[:, None] == j[None, :]) & mask, 1.0, 0.0).to(tl.float64)
-    left = tl.load(s1 + at, mask=mask, other=0.0)
-    right = tl.load(s2 + at, mask=mask, other=0.0)
-    y = tl.dot(left, right, out_dtype=tl.float64) + tl.load(ridge + b) * eye
-    scale = tl.sum(tl.sum(y * eye, 1), 0)
-    # Without any variance T is 0; a scale that is NaN is not flat.
-    flat = scale <= 0.0
-    scale = tl.where(flat, 1.0, scale)
-    y = y / scale
-    z = tl.where(flat, 0.0, eye)
+    result = tl.zeros([row.shape[0], WIDTH], tl.float64)
+    for start in range(0, WIDTH, CHUNK):
+        k = start + tl.arange(0, CHUNK).to(tl.int64)
+        left = tl.load(a + row[:, None] * WIDTH + k[None, :])
+        right = tl.load(b + k[:, None] * WIDTH + j[None, :])
+        result = tl.dot(left, right, result, out_dtype=tl.float64)
+    return result
+
+
+@triton.jit(do_not_specialize=["num_steps"])
+def _iterate_kernel(
+    y, z, q, steps, num_steps, WIDTH: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr
+):
+    """All steps of the coupled iteration of iteration.py on one pair y, z [WIDTH, WIDTH].
+
+    y and z hold two such pairs each, which take turns: a step reads one and writes the other. The
+    matrices stay in the first-level cache; barriers keep the program's threads in step. Triton 3.7
+    fails on float64 products of 64 rows for sm_100, hence ROWS at a time.
+    """
+    b = tl.program_id(0).to(tl.int64) * WIDTH * WIDTH
+    y, z, q = y + 2 * b, z + 2 * b, q + b
+    j = tl.arange(0, WIDTH).to(tl.int64)
     for step in range(0, num_steps):
-        a = tl.load(steps + 2 * step)
-        c = tl.load(steps + 2 * step + 1)
-        q = a * eye - c * tl.dot(z, y, out_dtype=tl.float64)
-        y = tl.dot(y, q, out_dtype=tl.float64)
-        z = tl.dot(q, z, out_dtype=tl.float64)
-    scale = tl.sqrt(scale)
-    tl.store(root + at, y * scale, mask=mask)
-    tl.store(inverse + at, z / scale, mask=mask)
+        at_step = tl.cast(step, tl.int64) * 2
+        constant = tl.load(steps + at_step)
+        slope = tl.load(steps + at_step + 1)
+        old = tl.cast(step % 2, tl.int64) * (WIDTH * WIDTH)
+        new = WIDTH * WIDTH - old
+        for first in range(0, WIDTH, ROWS):
+            row = first + tl.arange(0, ROWS).to(tl.int64)
+            eye = tl.where(row[:, None] == j[None, :], constant, 0.0)
+            product = _multiply(z + old, y + old, row, WIDTH, CHUNK)
+            tl.store(q + row[:, None] * WIDTH + j[None, :], eye - slope * product)
+        tl.debug_barrier()
+        for first in range(0, WIDTH, ROWS):
+            row = first + tl.arange(0, ROWS).to(tl.int64)
+            at = row[:, None] * WIDTH + j[None, :]
+            tl.store(y + new + at, _multiply(y + old, q, row, WIDTH, CHUNK))
+            tl.store(z + new + at, _multiply(q, z + old, row, WIDTH, CHUNK))
+        tl.debug_barrier()
 
 
 def padded_width(d: int) -> int:
@@ -194,7 +214,7 @@ def pull_back(
         _pull_back_kernel[(triton.cdiv(n, _ROWS), width // channels, b)](
             x, mask, mean.contiguous(), matrix.contiguous(), offset.contiguous(), out, n, d, width,
             channels, _ROWS, valid is not None,
-            num_warps=_WARPS, num_stages=2, enable_fp_fusion=True,
+            num_warps=_WARPS, num_stages=1, enable_fp_fusion=True,
         )  # fmt: skip
     return out
 
@@ -206,14 +226,19 @@ def _steps(d: int, device: torch.device) -> Tensor:
 
 def roots(s1: Tensor, s2: Tensor, ridge: Tensor, to_features: bool) -> Roots:
     """`Roots` of covariances s1, s2 [B, D, D], D at most 64, and ridge e [B], float64."""
-    s1, s2 = s1.contiguous(), s2.contiguous()
-    ridge = iteration.least_ridge(s1, s2, ridge)
-    b, d, _ = s1.shape
-    root, inverse = torch.empty_like(s1), torch.empty_like(s1)
-    steps = _steps(d, s1.device)
-    with torch.cuda.device_of(s1):
-        _roots_kernel[(b,)](
-            s1, s2, ridge, steps, root, inverse, len(steps), d, padded_width(d),
-            num_warps=4 if d <= 16 else 8, num_stages=1, enable_fp_fusion=True,
-        )  # fmt: skip
-    return iteration.assemble(s1, s2, ridge, root, inverse, to_features)
+
+    def iterate(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        b, d, _ = y.shape
+        width = padded_width(d)
+        pairs = [torch.zeros(b, 2, width, width, dtype=y.dtype, device=y.device) for _ in "yz"]
+        for pair, start in zip(pairs, (y, z), strict=True):
+            pair[:, 0, :d, :d] = start
+        q, steps = torch.empty_like(pairs[0][:, 0]), _steps(d, y.device)
+        with torch.cuda.device_of(y):
+            _iterate_kernel[(b,)](
+                *pairs, q, steps, len(steps), width, min(width, _ROWS), _CHUNK,
+                num_warps=_ITERATE_WARPS, num_stages=1, enable_fp_fusion=True,
+            )  # fmt: skip
+        return tuple(pair[:, len(steps) % 2, :d, :d] for pair in pairs)
+
+    return iteration.roots(s1, s2, ridge, to_features, iterate)
