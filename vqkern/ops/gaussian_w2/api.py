@@ -298,7 +298,7 @@ def _square_root(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     finite = matrix.isfinite().all(-1).all(-1)[:, None]
     found = reference.square_root(torch.where(finite[..., None], matrix, 0))
     nan = torch.where(finite, 0.0, torch.nan)
-    return found[0] + nan[..., None], found[1] + nan, found[2]
+    return found[0] + nan[..., None], found[1] + nan, found[2].contiguous()
 
 
 @_square_root.register_fake

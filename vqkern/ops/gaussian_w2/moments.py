@@ -105,8 +105,9 @@ def choose_backend(op: str, backend: str, device: torch.device, *points: Tensor)
 def moments_by(x: Tensor, valid: Tensor | None, backend: str) -> Moments:
     """`moments` of checked points by a chosen backend."""
     *lead, n, d = x.shape
-    flat = None if valid is None else valid.reshape(-1, n)
-    count, mean, covariance = _moments(x.reshape(-1, n, d), flat, backend)
+    sets = x.shape[:-2].numel()
+    flat = None if valid is None else valid.reshape(sets, n)
+    count, mean, covariance = _moments(x.reshape(sets, n, d), flat, backend)
     if len(lead) == 1:
         return Moments(count, mean, covariance)
     return Moments(count.reshape(lead), mean.reshape(*lead, d), covariance.reshape(*lead, d, d))
