@@ -112,7 +112,7 @@ def test_squared_mmd(n, m, d, offset):
         assert relative_error(got.grad.cpu(), want.grad) < 1e-5
 
 
-@pytest.mark.parametrize("n,k,d", [(500, 700, 3), (3000, 65536, 16), (900, 800, 64), (999, 999, 100)])
+@pytest.mark.parametrize("n,k,d", [(500, 700, 3), (3000, 65536, 16), (900, 800, 64), (99, 99, 70)])
 @pytest.mark.parametrize("offset", [0, 20])
 def test_gaussian_w2(n, k, d, offset):
     """In the D x D problem: one program up to 64 channels, matrix products above."""
