@@ -233,16 +233,19 @@ def _gaussian_w2(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Value [B] and its gradients to m_y [B, D], S1 (empty if not asked for) and S2 [B, D, D]."""
-    solve = reference.roots
-    if backend == "triton":
-        from . import iteration
+    problem = (m_x, m_y), (s1, s2), ridge, x_grad
+    if backend == "cpp":
+        from . import native
 
-        solve = iteration.roots
-        if s1.shape[-1] <= _ONE_PROGRAM:
-            from . import triton_kernels
+        found = native.value_and_gradients(*problem)
+    elif backend == "triton":
+        from . import iteration, triton_kernels
 
-            solve = triton_kernels.roots
-    found = reference.value_and_gradients((m_x, m_y), (s1, s2), ridge, x_grad, solve)
+        few = s1.shape[-1] <= _ONE_PROGRAM
+        solve = triton_kernels.roots if few else iteration.roots
+        found = reference.value_and_gradients(*problem, solve)
+    else:
+        found = reference.value_and_gradients(*problem)
     value = found.value.to(torch.float64 if double else torch.float32)
     features = found.features if x_grad else s1.new_empty(0)
     return value, found.mean, features, found.codes
