@@ -142,7 +142,7 @@ def test_gaussian_w2_of_nearly_flat_codes():
     vqkern.gaussian_w2(x.double(), double).backward()
     single = y.cuda().requires_grad_()
     vqkern.gaussian_w2(x.cuda(), single).backward()
-    assert relative_error(single.grad.cpu(), double.grad) < 1e-4
+    assert relative_error(single.grad.cpu(), double.grad) < 1e-3
 
 
 @pytest.mark.parametrize("name", ["vanilla", "ema", "mmd", "wasserstein"])

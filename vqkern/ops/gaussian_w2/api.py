@@ -53,8 +53,11 @@ def gaussian_w2(
         codes have no variance in some direction (fewer codes than channels, equal codes), the
         distance has a kink, of whose subgradients this is the one that leaves such a direction to
         the means alone: codes that are all equal move with their mean. At ridge 0 the same holds
-        for eigenvalues of C that rounding cannot tell from 0. "triton" treats smaller ridges as
-        1e-14 tr(C) / D. A point that is not finite gives NaN, and NaN gradients.
+        for eigenvalues of C that rounding cannot tell from 0. "triton" has no eigendecomposition
+        and takes a ridge of at least 3e-14 tr(C), also for None; the gradient of codes that are
+        rank-deficient, or 10,000 times narrower in some directions than in others, is then right to
+        1e-3, and that of others to float32. A point that is not finite gives NaN, and NaN
+        gradients.
     """
     for name, points in (("x", x), ("y", y)):
         if isinstance(points, Moments):
@@ -243,7 +246,7 @@ def _gaussian_w2(
 
         few = s1.shape[-1] <= _ONE_PROGRAM
         solve = triton_kernels.roots if few else iteration.roots
-        found = reference.value_and_gradients(*problem, solve)
+        found = reference.value_and_gradients(*problem, solve, iteration.LEAST_RIDGE)
     else:
         found = reference.value_and_gradients(*problem)
     value = found.value.to(torch.float64 if double else torch.float32)

@@ -19,18 +19,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .reference import RELATIVE_RIDGE, Roots
+from .reference import Roots
 
+# The least ridge, as a fraction of tr(C). What rounding leaves of an empty direction disturbs the
+# inverse root in the others by about 2^-53 / ridge, where an eigendecomposition tells them apart.
+# Here a larger ridge would err more, in directions a ten-thousandth as wide as others, and a
+# smaller one too, in codes of rank one: both stay below 1e-3 of the gradient.
+LEAST_RIDGE = 3e-14
 # A step aims at no interval wider than this: the widest would send the largest root to nearly 0,
 # and the rounding of its neighbours with it.
 _WIDEST = 10.0
+_MOST_CHANNELS = 4096  # the trace of P is that of C and D ridges
 _LAST_STEP = (1.5, 0.5)  # Newton's, for what rounding left
 
 
 @functools.cache
-def schedule(d: int) -> tuple[tuple[float, float], ...]:
-    """The (a, b) of every step, for roots in [sqrt(RELATIVE_RIDGE / d), 1] before the first."""
-    low, high = math.sqrt(RELATIVE_RIDGE / d), 1.0
+def schedule() -> tuple[tuple[float, float], ...]:
+    """The (a, b) of every step, for roots in [sqrt(LEAST_RIDGE), 1] before the first."""
+    low, high = math.sqrt(LEAST_RIDGE / (1 + LEAST_RIDGE * _MOST_CHANNELS)), 1.0
     steps = []
     while high - low > 1e-7:  # its square is below rounding after the last step
         aim = max(low, high / _WIDEST)
@@ -46,13 +52,13 @@ def schedule(d: int) -> tuple[tuple[float, float], ...]:
 
 def least_ridge(s1: Tensor, s2: Tensor, ridge: Tensor) -> Tensor:
     """`ridge` [B], or the least that the schedule is made for."""
-    return torch.maximum(ridge, (s1 * s2).sum((-2, -1)) * (RELATIVE_RIDGE / s1.shape[-1]))
+    return torch.maximum(ridge, LEAST_RIDGE * (s1 * s2).sum((-2, -1)))
 
 
 def iterate(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """The roots of y [B, D, D], whose trace is 1, and of its inverse, from z = I."""
     eye = torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
-    for a, b in schedule(y.shape[-1]):
+    for a, b in schedule():
         q = a * eye - b * (z @ y)
         y, z = y @ q, q @ z
     return y, z

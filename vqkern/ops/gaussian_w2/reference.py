@@ -148,18 +148,22 @@ def value_and_gradients(
     ridge: float | None,
     to_features: bool,
     solve: Callable[[Tensor, Tensor, Tensor, bool], Roots] = roots,
+    relative: float | None = None,
 ) -> Gradients:
     """The squared 2-Wasserstein distance of batches of Gaussians, as the module says.
 
-    `ridge` None is RELATIVE_RIDGE tr(C) / D, and the gradients know that it depends on S1 and S2.
-    `solve` finds the `Roots`. What is not finite gives NaN throughout.
+    `ridge` None is `relative` tr(C), by default RELATIVE_RIDGE / D, and the gradients know that it
+    depends on S1 and S2. `solve` finds the `Roots`. What is not finite gives NaN throughout.
     """
     (m_x, m_y), (s1, s2) = means, covariances
     b, d, _ = s1.shape
     apart = m_y - m_x
     flat_x, flat_y = s1.reshape(b, d * d), s2.reshape(b, d * d)
     overlap = torch.linalg.vecdot(flat_x, flat_y)  # tr C
-    relative = RELATIVE_RIDGE / d if ridge is None else 0.0
+    if relative is None:
+        relative = RELATIVE_RIDGE / d
+    if ridge is not None:
+        relative = 0.0
     epsilon = overlap * relative if ridge is None else torch.full_like(overlap, ridge)
     found = solve(s1, s2, epsilon, to_features)
     eye = torch.eye(d, dtype=s1.dtype, device=s1.device)

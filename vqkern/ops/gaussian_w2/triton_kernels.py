@@ -220,8 +220,8 @@ def pull_back(
 
 
 @functools.cache
-def _steps(d: int, device: torch.device) -> Tensor:
-    return torch.tensor(iteration.schedule(d), dtype=torch.float64, device=device)
+def _steps(device: torch.device) -> Tensor:
+    return torch.tensor(iteration.schedule(), dtype=torch.float64, device=device)
 
 
 def roots(s1: Tensor, s2: Tensor, ridge: Tensor, to_features: bool) -> Roots:
@@ -233,7 +233,7 @@ def roots(s1: Tensor, s2: Tensor, ridge: Tensor, to_features: bool) -> Roots:
         pairs = [torch.zeros(b, 2, width, width, dtype=y.dtype, device=y.device) for _ in "yz"]
         for pair, start in zip(pairs, (y, z), strict=True):
             pair[:, 0, :d, :d] = start
-        q, steps = torch.empty_like(pairs[0][:, 0]), _steps(d, y.device)
+        q, steps = torch.empty_like(pairs[0][:, 0]), _steps(y.device)
         with torch.cuda.device_of(y):
             _iterate_kernel[(b,)](
                 *pairs, q, steps, len(steps), width, min(width, _ROWS), _CHUNK,
