@@ -27,14 +27,19 @@ const vqkern::CpuKernels& require_kernels(const std::string& name) {
 }
 
 py::dict nearest_code(uintptr_t z, uintptr_t codes, int64_t n, int64_t k, int64_t dim,
-                      uintptr_t index, uintptr_t distance, int threads, const std::string& kernel) {
+                      uintptr_t index, uintptr_t distance, bool cosine, bool float64, int threads,
+                      const std::string& kernel) {
     const vqkern::CpuKernels& kernels = require_kernels(kernel);
     vqkern::SearchCounts counts;
+    const auto search = [&](auto type) {
+        using T = decltype(type);
+        return vqkern::nearest_code(pointer<const T>(z), pointer<const T>(codes), n, k, dim, cosine,
+                                    pointer<int64_t>(index), pointer<T>(distance), threads,
+                                    kernels.screens);
+    };
     {
         py::gil_scoped_release release;
-        counts = vqkern::nearest_code(pointer<const float>(z), pointer<const float>(codes), n, k,
-                                      dim, pointer<int64_t>(index), pointer<float>(distance),
-                                      threads, kernels.screens);
+        counts = float64 ? search(double()) : search(float());
     }
     py::dict result;
     result["certified"] = counts.certified;
@@ -117,7 +122,7 @@ PYBIND11_MODULE(_native, module) {
     module.doc() = "vqkern's CPU kernels on raw pointers; use the functions of vqkern instead.";
     module.def("nearest_code", &nearest_code, py::arg("z"), py::arg("codes"), py::arg("n"),
                py::arg("k"), py::arg("dim"), py::arg("index"), py::arg("distance"),
-               py::arg("threads"), py::arg("kernel") = "");
+               py::arg("cosine"), py::arg("float64"), py::arg("threads"), py::arg("kernel") = "");
     module.def("code_sums", &code_sums, py::arg("z"), py::arg("index"), py::arg("n"), py::arg("k"),
                py::arg("dim"), py::arg("count"), py::arg("total"), py::arg("threads"));
     module.def("squared_mmd", &squared_mmd, py::arg("x"), py::arg("y"), py::arg("n"), py::arg("m"),

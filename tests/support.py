@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import torch
 
 from vqkern import backend
@@ -20,12 +22,16 @@ CPU_KERNELS = list(NATIVE.cpu_kernels()) if HAS_NATIVE else []
 SEARCHES = ["reference", *CPU_KERNELS]
 
 
-def search(which: str, z: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def search(
+    which: str, z: torch.Tensor, codes: torch.Tensor, metric: str = "l2"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Index and distance by the reference or by one of the native kernels."""
     if which == "reference":
-        return reference.nearest_code(z, codes, "l2")
-    index, distance, _ = native.search(z, codes, which)
-    return index, distance
+        return reference.nearest_code(z, codes, metric)
+    # So few rows are not screened at all; here the screens are meant.
+    enough = z.repeat(5, 1) if len(z) <= 2 else z
+    index, distance, _ = native.search(enough, codes, which, metric)
+    return index[: len(z)], distance[: len(z)]
 
 
 def lattice_oracle(z: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,6 +48,19 @@ def float64_distances(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     return (z.double()[:, None] - codes.double()[None]).square().sum(-1)
 
 
+def exact_cosine_order(z: list[float], codes: list[list[float]]) -> int:
+    """Lowest index of the largest cosine with z, in rational arithmetic; codes are not zero."""
+    rows = [[Fraction(v) for v in row] for row in codes]
+    target = [Fraction(v) for v in z]
+
+    def signed_square(row: list[Fraction]) -> Fraction:
+        dot = sum(a * b for a, b in zip(target, row, strict=True))
+        return dot * abs(dot) / sum(b * b for b in row)
+
+    values = [signed_square(row) for row in rows]
+    return values.index(max(values))
+
+
 def assert_no_regret(z: torch.Tensor, codes: torch.Tensor, index: torch.Tensor) -> None:
     """The chosen code is at the least distance, and the first of those that float64 calls equal."""
     squared = float64_distances(z, codes)
@@ -55,3 +74,44 @@ def assert_no_regret(z: torch.Tensor, codes: torch.Tensor, index: torch.Tensor) 
 
 def relative_error(result: torch.Tensor, truth: torch.Tensor) -> float:
     return float((result.double() - truth.double()).norm() / truth.double().norm())
+
+
+def golden(name: str) -> tuple[dict, dict, dict]:
+    """State, inputs and outputs of a public reference program, from tests/data/NAME.safetensors.
+
+    Weights are stored as int8 times a power of two, exact in float32.
+    """
+    from pathlib import Path
+
+    from safetensors.torch import load_file
+
+    tensors = load_file(Path(__file__).parent / "data" / f"{name}.safetensors")
+    parts = {"state": {}, "in": {}, "out": {}}
+    for key, value in tensors.items():
+        part, rest = key.split("/", 1)
+        if part == "scale":
+            continue
+        if part == "state" and value.dtype == torch.int8:
+            value = value.float() * tensors[f"scale/{rest}"]
+        parts[part][rest] = value
+    return parts["state"], parts["in"], parts["out"]
+
+
+def grid_names() -> list[str]:
+    """The points of the grid that the tests go over: every preset, every structure, and a diagonal
+    of presets in structures."""
+    from vqkern.quantizers import CODEBOOK_FREE, PRESETS, STRUCTURES
+
+    parts = [name for name in PRESETS if name != "vaevq"]  # whose parts would need 2 dim channels
+    structures = list(STRUCTURES)
+    diagonal = [f"{name}_{structures[i % len(structures)]}" for i, name in enumerate(parts)]
+    around = [f"vanilla_{structure}" for structure in structures]
+    return [*dict.fromkeys([*PRESETS, *CODEBOOK_FREE, "mgvq", *around, *diagonal])]
+
+
+def grid_sizes(name: str) -> dict:
+    """Sizes at which those tests build one."""
+    if name in ("fsq", "lfq", "bsq"):
+        return {"dim": 6, "codebook_size": 64}
+    maps = {"patch_sizes": (1, 2, 4)} if name.endswith("_var") else {}
+    return {"dim": 8, "codebook_size": 64, **maps}

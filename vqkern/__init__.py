@@ -2,9 +2,11 @@
 
 from . import quantizers
 from .ops import (
+    Certificate,
     CodeSums,
     CovarianceSqrt,
     NearestCode,
+    certificates,
     code_sums,
     covariance_sqrt,
     gaussian_w2,
@@ -16,11 +18,13 @@ from .quantizers import QuantizeResult, build_quantizer
 
 __version__ = "0.1.0"
 __all__ = [
+    "Certificate",
     "CodeSums",
     "CovarianceSqrt",
     "NearestCode",
     "QuantizeResult",
     "build_quantizer",
+    "certificates",
     "code_sums",
     "covariance_sqrt",
     "gaussian_w2",

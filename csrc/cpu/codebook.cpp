@@ -5,22 +5,27 @@
 #include <cmath>
 #include <limits>
 
+#include "packing.h"
+
 namespace vqkern {
 namespace {
 
 constexpr double kUnit = 0x1p-24;
 // What subnormal products and a flush-to-zero mode may lose, for codes scaled to norms below 1.
 constexpr double kUnderflow = 0x1p-110;
-constexpr int64_t kSlice = 4096;  // codes summed together, on any number of threads
+constexpr int64_t kSample = 129;  // codes that the centre and the scale are taken from
+// Codes longer than this, in units of a typical one, set the scale: their scores must stay in range.
+constexpr double kLongestCode = 0x1p30;
 
-int64_t padded(int64_t dim, Format format) {
-    const int64_t step = channel_step(format);
-    return (dim + step - 1) / step * step;
+// A row is screened against a group in about as long as it takes to look at the result.
+int tiles_of_group(int64_t dim, const ScreenKernels& kernels) {
+    const int64_t few = 512 / dim / (32 / kernels.tile);
+    return static_cast<int>(std::min<int64_t>(kMostGroupTiles, std::max<int64_t>(1, few)));
 }
 
 // The error of a sum of products relative to |z||e| + h. float32: a chain of dim + 1 operations, fused
 // or not, both roundings of the vectors, and that of the half norm. bfloat16: the matrix unit adds pairs of chains of 16.
-// int16: sums are exact; the half norm is that of a rounded code, in float32, times a scale.
+// Integers: sums are exact; the half norm is that of a rounded code, in float32, times a scale.
 double sum_error(int64_t dim, Format format) {
     switch (format) {
         case Format::kFloat32:
@@ -28,6 +33,7 @@ double sum_error(int64_t dim, Format format) {
         case Format::kBf16:
             return (2 * dim + 64) * 1.01 * kUnit;
         case Format::kInt16:
+        case Format::kInt8:
             return 0x1p-21;
     }
     return 0.0;
@@ -47,147 +53,145 @@ float round_up(double x) {
     return y < x ? std::nextafterf(y, FLT_MAX) : y;
 }
 
-Codebook::Codebook(const float* codes, int64_t k, int64_t dim, int threads)
-    : codes(codes), k(k), dim(dim), finite(k), centre(dim, 0.0f) {
-            const int64_t slices = (k + kSlice - 1) / kSlice;
-            std::vector<double> sums(slices * dim, 0.0);
-            std::vector<float> least(slices * dim, FLT_MAX), largest(slices * dim, -FLT_MAX);
-            std::vector<int64_t> counts(slices, 0);
-#pragma omp parallel for num_threads(threads)
-            for (int64_t s = 0; s < slices; ++s) {
-                double* sum = &sums[s * dim];
-                float *low = &least[s * dim], *high = &largest[s * dim];
-                for (int64_t j = s * kSlice; j < std::min(k, (s + 1) * kSlice); ++j) {
-                    const float* code = codes + j * dim;
-                    finite[j] = all_finite(code, dim);
-                    if (!finite[j]) continue;
-                    counts[s] += 1;
-                    for (int64_t d = 0; d < dim; ++d) {
-                        sum[d] += code[d];
-                        low[d] = code[d] < low[d] ? code[d] : low[d];
-                        high[d] = code[d] > high[d] ? code[d] : high[d];
-                    }
-                }
-            }
-            int64_t count = 0;
-            for (int64_t c : counts) count += c;
-            if (count == 0) return;
-            // Any centre is right; the mean makes the bounds tight.
-            double longest = 0.0;
-            for (int64_t d = 0; d < dim; ++d) {
-                double sum = 0.0;
-                float low = FLT_MAX, high = -FLT_MAX;
-                for (int64_t s = 0; s < slices; ++s) {
-                    sum += sums[s * dim + d];
-                    low = std::min(low, least[s * dim + d]);
-                    high = std::max(high, largest[s * dim + d]);
-                }
-                centre[d] = static_cast<float>(sum / static_cast<double>(count));
-                const double reach = std::max(static_cast<double>(high) - centre[d],
-                                              static_cast<double>(centre[d]) - low);
-                longest += reach * reach;
-            }
-            int exponent = 0;
-            if (longest > 0.0) std::frexp(std::sqrt(longest), &exponent);
-            scale = std::ldexp(1.0, -exponent);
+Codebook::Codebook(const Screened& screened)
+    : codes(screened.codes),
+      k(screened.k),
+      dim(screened.dim),
+      relative(screened.relative),
+      absolute(screened.absolute),
+      centre(dim, 0.0f) {
+    // Any centre is right; a median makes the bounds tight, and a few codes far out do not move it.
+    const int64_t stride = (k + kSample - 1) / kSample;
+    std::vector<const float*> sample;
+    for (int64_t j = 0; j < k; j += stride) {
+        if (all_finite(codes + j * dim, dim)) sample.push_back(codes + j * dim);
+    }
+    if (sample.empty()) return;
+    const size_t middle = sample.size() / 2;
+    std::vector<float> values(sample.size());
+    for (int64_t d = 0; d < dim && !screened.centred; ++d) {
+        for (size_t j = 0; j < sample.size(); ++j) values[j] = sample[j][d];
+        std::nth_element(values.begin(), values.begin() + middle, values.end());
+        centre[d] = values[middle];
+    }
+    std::vector<double> norms(sample.size());
+    for (size_t j = 0; j < sample.size(); ++j) norms[j] = norm(sample[j]);
+    std::nth_element(norms.begin(), norms.begin() + middle, norms.end());
+    set_scale(norms[middle]);
+}
+
+double Codebook::norm(const float* code) const {
+    double squared = 0.0;
+    for (int64_t d = 0; d < dim; ++d) {
+        const double x = static_cast<double>(code[d]) - static_cast<double>(centre[d]);
+        squared += x * x;
+    }
+    return std::sqrt(squared);
+}
+
+void Codebook::set_scale(double length) {
+    int exponent = 0;
+    if (length > 0.0) std::frexp(length, &exponent);
+    scale = std::ldexp(1.0, -exponent);
     fits_float = std::abs(exponent) < 100;
 }
 
-Packed::Packed(const Codebook& codebook, const ScreenKernels& kernels, int threads)
+Packed::Packed(Codebook& codebook, const ScreenKernels& kernels, int threads)
     : codebook_(codebook),
       kernels_(kernels),
-      dim_(padded(codebook.dim, kernels.format)),
-      count_((codebook.k + kernels.group_size - 1) / kernels.group_size),
+      dim_(padded_dim(codebook.dim, kernels.format)),
+      tiles_((codebook.k + kernels.tile - 1) / kernels.tile),
+      group_tiles_(tiles_of_group(dim_, kernels)),
       kappa_(sum_error(dim_, kernels.format)),
-      values_(count_ * group_bytes() / sizeof(float)),
-      half_norms_(count_ * kernels.group_size),
-      groups_(count_) {
-#pragma omp parallel num_threads(threads)
+      values_(tiles_ * tile_bytes() / sizeof(float)),
+      half_norms_(tiles_ * kernels.tile),
+      groups_((tiles_ + group_tiles_ - 1) / group_tiles_) {
+    const double longest = std::sqrt(pack(threads));
+    if (longest > kLongestCode) {
+        codebook.set_scale(longest / codebook.scale);
+        pack(threads);
+    }
+    std::vector<float> norms(groups_.size());
+    for (size_t g = 0; g < groups_.size(); ++g) norms[g] = groups_[g].norm;
+    std::nth_element(norms.begin(), norms.begin() + norms.size() / 2, norms.end());
+    typical_norm_ = norms[norms.size() / 2];
+}
+
+double Packed::pack(int threads) {
+    const int64_t most = group_tiles_ * kernels_.tile;
+    double longest = 0.0;
+#pragma omp parallel num_threads(threads) reduction(max : longest)
     {
-        std::vector<double> scratch((dim_ + 15) / 16 * 16 * kernels.group_size);
+        Packer packer(codebook_, kernels_, false, most);
+        std::vector<const float*> vectors(most);
 #pragma omp for
-        for (int64_t g = 0; g < count_; ++g) pack_group(g, scratch.data());
+        for (int64_t g = 0; g < groups(); ++g) {
+            longest = std::max(longest, pack_group(g, packer, vectors.data()));
+        }
     }
-    std::vector<float> norms(count_);
-    for (int64_t g = 0; g < count_; ++g) norms[g] = groups_[g].norm;
-    std::nth_element(norms.begin(), norms.begin() + count_ / 2, norms.end());
-    typical_norm_ = norms[count_ / 2];
+    return longest;
 }
 
-// `scratch` has room for the group in float64, [group_size][dim padded to 16].
-void Packed::pack_group(int64_t g, double* scratch) {
-    const int size = kernels_.group_size;
-    float* half_norms = half_norms_.data + g * size;
-    void* packed = reinterpret_cast<char*>(values_.data) + g * group_bytes();
-    GroupMeasure measure;
-    if (kernels_.pack != nullptr && codebook_.fits_float) {
-        const GroupSource source = {codebook_.codes + g * size * codebook_.dim,
-                                    &codebook_.finite[g * size],
-                                    std::min<int64_t>(size, codebook_.k - g * size),
-                                    codebook_.dim,
-                                    codebook_.centre.data(),
-                                    static_cast<float>(codebook_.scale)};
-        measure = kernels_.pack(source, dim_, packed, half_norms,
-                                reinterpret_cast<float*>(scratch));
-    } else {
-        measure = pack_precisely(g, packed, half_norms, scratch);
+double Packed::pack_group(int64_t g, Packer& packer, const float** vectors) {
+    const int64_t first_tile = g * group_tiles_, first = first_tile * kernels_.tile;
+    const int64_t tiles = std::min<int64_t>(group_tiles_, tiles_ - first_tile);
+    const int64_t count = tiles * kernels_.tile;
+    for (int64_t j = 0; j < count; ++j) {
+        vectors[j] = first + j < codebook_.k ? codebook_.codes + (first + j) * codebook_.dim : nullptr;
     }
+    packer.centre(vectors, count);
+    bool all = true;
+    for (int64_t j = 0; j < count && first + j < codebook_.k; ++j) {
+        // An ordinary norm can only be that of an ordinary code.
+        const bool finite = packer.squared(j) <= DBL_MAX || all_finite(vectors[j], codebook_.dim);
+        if (!finite) vectors[j] = nullptr;
+        all = all && finite;
+    }
+    if (!all) packer.centre(vectors, count);
+
+    double longest = 0.0, widest = 0.0, residual = 0.0;
+    for (int64_t j = 0; j < count; ++j) {
+        half_norms_.data[first + j] = vectors[j] == nullptr
+                                          ? std::numeric_limits<float>::infinity()
+                                          : static_cast<float>(packer.squared(j) / 2);
+        longest = std::max(longest, packer.squared(j));
+        widest = std::max(widest, packer.widest(j));
+    }
+    const double norm = std::max(std::sqrt(longest), kShortest);
     Group& group = groups_[g];
-    group.scale = measure.scale;
-    group.norm = round_up(std::max(std::sqrt(measure.longest), kShortest) * kInflate);
-    group.residual = round_up(measure.residual * kInflate);
-    group.half_norm = round_up(measure.longest / 2 * kInflate);
-    group.largest = round_up(kappa_ * measure.longest / 2 * kInflate + kUnderflow);
+    group.scale = 1.0f;
+    if (kernels_.format == Format::kInt16) group.scale = static_cast<float>(kInt16Norm / norm);
+    if (kernels_.format == Format::kInt8) {
+        group.scale = static_cast<float>(kInt8Most / std::max(widest, kShortest));
+    }
+    for (int64_t t = 0; t < tiles; ++t) {
+        const int64_t place = first_tile + t, j = t * kernels_.tile;
+        packer.place(j, kernels_.tile, group.scale,
+                     reinterpret_cast<char*>(values_.data) + place * tile_bytes());
+        for (int i = 0; i < kernels_.tile; ++i) {
+            residual = std::max(residual, packer.residual(j + i));
+        }
+    }
+    group.norm = round_up(norm * kInflate);
+    group.residual = round_up(residual * kInflate);
+    group.half_norm = round_up(longest / 2 * kInflate);
+    const double stand_ins = 1.01 * codebook_.relative * longest +
+                             codebook_.absolute * codebook_.scale * codebook_.scale;
+    group.largest = round_up((kappa_ * longest / 2 + stand_ins) * kInflate + kUnderflow);
+    return longest;
 }
 
-GroupMeasure Packed::pack_precisely(int64_t g, void* packed, float* half_norms,
-                                    double* values) const {
-    const int size = kernels_.group_size;
-    GroupMeasure measure = {0.0, 0.0, 1.0f};
-    for (int j = 0; j < size; ++j) {
-        const int64_t code = g * size + j;
-        double* out = values + j * dim_;
-        std::fill(out, out + dim_, 0.0);
-        half_norms[j] = std::numeric_limits<float>::infinity();
-        if (code >= codebook_.k || !codebook_.finite[code]) continue;
-        const float* in = codebook_.codes + code * codebook_.dim;
-        double squared = 0.0;
-        for (int64_t d = 0; d < codebook_.dim; ++d) {
-            out[d] = codebook_.centred(in[d], d);
-            squared += out[d] * out[d];
-        }
-        half_norms[j] = static_cast<float>(squared / 2);
-        measure.longest = std::max(measure.longest, squared);
+float Packed::row_scale(double longest, double widest) const {
+    // Rows near the centre do not get finer units than the half norms of the codes have room for.
+    switch (kernels_.format) {
+        case Format::kInt16:
+            return static_cast<float>(kInt16Norm / std::max({longest, typical_norm_, kShortest}));
+        case Format::kInt8:
+            return static_cast<float>(
+                kInt8Most / std::max({widest, typical_norm_ / 4096, kShortest}));
+        default:
+            return 1.0f;
     }
-    if (kernels_.format == Format::kInt16) {
-        const double norm = std::max(std::sqrt(measure.longest), kShortest);
-        measure.scale = static_cast<float>(kInt16Norm / norm);
-    }
-    for (int j = 0; j < size; ++j) {
-        const double* from = values + j * dim_;
-        Rounded rounded = {0.0, 0.0};
-        switch (kernels_.format) {
-            case Format::kFloat32: {
-                float* to = static_cast<float*>(packed) + j;
-                for (int64_t d = 0; d < dim_; ++d) to[d * size] = static_cast<float>(from[d]);
-                break;
-            }
-            case Format::kInt16: {
-                int16_t* to = static_cast<int16_t*>(packed) + 2 * j;
-                rounded = round_int16(from, dim_, measure.scale, 1.0,
-                                      [=](int64_t d) { return to + d / 2 * size * 2 + d % 2; });
-                break;
-            }
-            case Format::kBf16: {
-                uint16_t* to = static_cast<uint16_t*>(packed);
-                rounded = round_bf16(from, dim_, 1.0,
-                                     [=](int64_t d) { return to + bf16_code_place(j, d); });
-                break;
-            }
-        }
-        measure.residual = std::max(measure.residual, rounded.residual);
-    }
-    return measure;
 }
 
 }  // namespace vqkern

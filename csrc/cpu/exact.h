@@ -1,33 +1,16 @@
-// Squared distances in float64, and their comparison in real arithmetic where float64 cannot decide.
+// Signs of differences in real arithmetic, for the ties that float64 cannot decide.
 #pragma once
 
 #include <cstdint>
 
 namespace vqkern {
 
-// |z - e|^2 summed in channel order in float64; the relative error is below (dim + 3) * 2^-53.
-double squared_distance(const float* z, const float* e, int64_t dim);
-
-// Sign of |z - a|^2 - |z - b|^2 in real arithmetic, for finite float32 values.
+// Sign of |z - a|^2 - |z - b|^2, for finite values.
 int compare_distances(const float* z, const float* a, const float* b, int64_t dim);
+int compare_distances(const double* z, const double* a, const double* b, int64_t dim);
 
-// The nearest code met so far: the lexicographic minimum of (distance, index), whatever the order in
-// which codes are offered.
-class Nearest {
-  public:
-    Nearest(const float* z, const float* codes, int64_t dim) : z_(z), codes_(codes), dim_(dim) {}
-
-    void offer(int64_t code);
-
-    int64_t index() const { return index_; }  // -1 if nothing was offered
-    double distance() const { return distance_; }
-
-  private:
-    const float* z_;
-    const float* codes_;
-    int64_t dim_;
-    int64_t index_ = -1;
-    double distance_ = 0.0;
-};
+// Sign of cos(z, b) - cos(z, a): negative where a is nearer. Finite values, a and b not zero.
+int compare_cosines(const float* z, const float* a, const float* b, int64_t dim);
+int compare_cosines(const double* z, const double* a, const double* b, int64_t dim);
 
 }  // namespace vqkern

@@ -13,6 +13,7 @@ namespace {
 typedef float Vec __attribute__((vector_size(16)));
 typedef int32_t IntVec __attribute__((vector_size(16)));
 constexpr int kLanes = 4;
+constexpr int kPairRows = 4;
 constexpr int kRows = 6;
 
 inline Vec load(const float* p) {
@@ -30,28 +31,44 @@ inline Vec add(Vec a, Vec b) { return a + b; }
 inline Vec sub(Vec a, Vec b) { return a - b; }
 inline Vec mul(Vec a, Vec b) { return a * b; }
 inline Vec round(Vec a) {
-    // Adding 1.5 * 2^23 leaves no room for a fraction; good for |a| < 2^22.
+    // Adding 1.5 * 2^23 leaves no room for a fraction below 2^22; larger numbers are cut, and still large.
     const Vec big = splat(12582912.0f);
-    return (a + big) - big;
+    return (max(a, splat(-4194304.0f)) + big) - big;
 }
-inline Vec two_to(Vec n) {
+inline Vec scale_by(Vec p, Vec n) {
     const IntVec normal = n >= splat(-126.0f);
-    const IntVec biased = (__builtin_convertvector(n, IntVec) + 127) << 23;
-    const IntVec bits = biased & normal;
-    Vec result;
-    std::memcpy(&result, &bits, sizeof result);
-    return result;
+    // What is cut is not normal; its conversion would not be defined.
+    const IntVec whole = __builtin_convertvector(max(n, splat(-127.0f)), IntVec);
+    const IntVec bits = ((IntVec)p + (whole << 23)) & normal;  // the cast keeps the bits
+    return (Vec)bits;
+}
+struct LaneSums {
+    double sum = 0.0;
+    void add(Vec a) {
+        for (int i = 0; i < kLanes; ++i) sum += a[i];
+    }
+    double total() const { return sum; }
+};
+inline void transpose(const float* from, float* to) {
+    for (int i = 0; i < kLanes; ++i) {
+        for (int j = 0; j < kLanes; ++j) to[j * kBlock + i] = from[i * kBlock + j];
+    }
 }
 inline float reduce_min(Vec a) {
     float least = a[0];
     for (int i = 1; i < kLanes; ++i) least = a[i] < least ? a[i] : least;
     return least;
 }
-// Casts between vector types keep the bits.
-inline Vec or3(Vec a, Vec b, Vec c) { return (Vec)((IntVec)a | (IntVec)b | (IntVec)c); }
-inline bool any_negative(Vec a) {
-    const IntVec bits = (IntVec)a;
-    return ((bits[0] | bits[1]) | (bits[2] | bits[3])) < 0;
+
+inline uint32_t at_most(const float* a, float limit) {
+    uint32_t mask = 0;
+    for (int i = 0; i < 2 * kLanes; ++i) mask |= static_cast<uint32_t>(a[i] <= limit) << i;
+    return mask;
+}
+inline uint32_t at_most_each(const float* a, const float* b) {
+    uint32_t mask = 0;
+    for (int i = 0; i < 16; ++i) mask |= static_cast<uint32_t>(a[i] <= b[i]) << i;
+    return mask;
 }
 
 struct FlushSubnormals {
@@ -67,7 +84,7 @@ struct FlushSubnormals {
 
 typedef double Wide __attribute__((vector_size(16)));
 constexpr int kWideLanes = 2;
-constexpr int kTile = 4;
+constexpr int kWideTile = 4;
 
 inline Wide wide_load(const double* p) {
     Wide v;
@@ -89,9 +106,9 @@ inline void narrow(float* p, Wide v) {
 
 }  // namespace
 
-const ScreenKernels kScreenPortable = {Format::kFloat32, kRows, kGroup, 1, screen, score_group, nullptr};
+const ScreenKernels kScreenPortable = {Format::kFloat32, kRows, kTile, 1, screen, nullptr, nullptr};
 const FmaLoop kFmaLoopPortable = {2 * kChains * kLanes, fma_rounds};
-const KernelSumKernels kKernelSumsPortable = {kRows, kGroup, kernel_sums};
-const MomentKernels kMomentsPortable = {kTile, centre, gram, map};
+const KernelSumKernels kKernelSumsPortable = {pairs};
+const MomentKernels kMomentsPortable = {kWideTile, centre_rows, gram, map_rows};
 
 }  // namespace vqkern

@@ -179,7 +179,7 @@ def test_the_screen_decides_ordinary_rows(kernel):
     z, codes = torch.randn(500, 8), torch.randn(20000, 8)
     _, _, counts = native.search(z, codes, kernel)
     assert counts["certified"] == 500 and counts["scanned"] == 0
-    assert counts["candidates"] <= 550
+    assert counts["candidates"] <= 10 * 500
     _, _, counts = native.search(z[:5], torch.ones(20000, 8), kernel)
     assert counts["scanned"] == 5
 

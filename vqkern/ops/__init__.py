@@ -9,14 +9,16 @@ from .gaussian_w2 import (
     moments,
     prior_w2,
 )
-from .nearest_code import NearestCode, nearest_code
+from .nearest_code import Certificate, NearestCode, certificates, nearest_code
 from .squared_mmd import squared_mmd
 
 __all__ = [
+    "Certificate",
     "CodeSums",
     "CovarianceSqrt",
     "Moments",
     "NearestCode",
+    "certificates",
     "code_sums",
     "covariance_sqrt",
     "gaussian_w2",

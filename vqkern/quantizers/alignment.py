@@ -16,7 +16,7 @@ from torch import Tensor
 from ..ops.gaussian_w2 import Moments, gaussian_w2, moments, prior_w2, scatter_of
 from ..ops.squared_mmd import mean_bandwidth, squared_mmd
 from .base import require_weight
-from .updates import number_of_ranks, sum_over_ranks
+from .ranks import number_of_ranks, sum_over_ranks
 
 
 class Alignment(Protocol):

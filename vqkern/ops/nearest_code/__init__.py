@@ -1,3 +1,4 @@
 from .api import NearestCode, nearest_code
+from .certificate import Certificate, certificates
 
-__all__ = ["NearestCode", "nearest_code"]
+__all__ = ["Certificate", "NearestCode", "certificates", "nearest_code"]

@@ -46,9 +46,9 @@ def nearest_code(
     Numerics:
         The index is that of real arithmetic on the inputs as given, ties to the lowest index: a
         screen with a proved error bound keeps all codes that could be nearest, and those are
-        decided exactly. float16 and bfloat16 are taken at their exact values. The distance is
-        summed in float64 in channel order. Memory grows with N + K * D, never with N * K. Same
-        inputs, same bits.
+        decided exactly; `certificates` counts how. float16 and bfloat16 are taken at their exact
+        values. The distance is summed in float64, in an order that is fixed on each backend.
+        Memory grows with N * D + K * D, never with N * K. Same inputs, same bits.
     """
     require_float("nearest_code", "z", z)
     require_float("nearest_code", "codes", codes)
@@ -69,18 +69,18 @@ def nearest_code(
 
 
 def _choose(z: Tensor, codes: Tensor, metric: str, backend: str) -> str:
-    def kernel_support() -> str | None:
+    def triton_support() -> str | None:
         if metric != "l2":
-            return f"metric={metric!r} runs on backend='torch' only"
+            return f"metric={metric!r} runs on backend='torch' there"
         if common_dtype(z, codes) == torch.float64:
-            return "float64 inputs run on backend='torch' only"
+            return "float64 inputs run on backend='torch' there"
         return None
 
     return backends.choose(
         "nearest_code",
         backend,
         z.device,
-        {"torch": backends.always, "cpp": kernel_support, "triton": kernel_support},
+        {"torch": backends.always, "cpp": backends.always, "triton": triton_support},
     )
 
 
@@ -91,7 +91,7 @@ def _nearest_code(z: Tensor, codes: Tensor, metric: str, backend: str) -> tuple[
     if backend == "cpp":
         from . import native
 
-        index, distance = native.nearest_code(z, codes)
+        index, distance = native.nearest_code(z, codes, metric)
     elif backend == "triton":
         from . import triton_kernels
 

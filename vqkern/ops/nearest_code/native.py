@@ -1,4 +1,4 @@
-"""The C++ kernel's launcher; the certified exact search is csrc/cpu/nearest_code.cpp."""
+"""The C++ kernel's launcher; the certified exact search is csrc/cpu/search.h."""
 
 from __future__ import annotations
 
@@ -6,24 +6,33 @@ import torch
 from torch import Tensor
 
 from ... import backend as backends
+from ..checks import common_dtype
+from . import certificate
 
 
-def nearest_code(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Index int64 [N] and squared distance float32 [N]; CPU tensors z [N, D], codes [K, D]."""
-    index, distance, _ = search(z, codes)
+def nearest_code(z: Tensor, codes: Tensor, metric: str = "l2") -> tuple[Tensor, Tensor]:
+    """Index int64 [N] and distance [N]; CPU tensors z [N, D], codes [K, D].
+
+    The distance is float64 if one of them is, else float32.
+    """
+    index, distance, counts = search(z, codes, metric=metric)
+    certificate.record(len(z), **counts)
     return index, distance
 
 
-def search(z: Tensor, codes: Tensor, kernel: str = "") -> tuple[Tensor, Tensor, dict[str, int]]:
+def search(
+    z: Tensor, codes: Tensor, kernel: str = "", metric: str = "l2"
+) -> tuple[Tensor, Tensor, dict[str, int]]:
     """Index, distance, and how the rows were decided, by one of the module's `cpu_kernels()`.
 
     The counts: `certified` rows (decided among `candidates` codes in all), `scanned` rows (compared
     with every code), `invalid` rows (not finite).
     """
-    z = z.detach().float().contiguous()
-    codes = codes.detach().float().contiguous()
+    dtype = common_dtype(z, codes)
+    z = z.detach().to(dtype).contiguous()
+    codes = codes.detach().to(dtype).contiguous()
     index = torch.empty(len(z), dtype=torch.int64)
-    distance = torch.empty(len(z), dtype=torch.float32)
+    distance = torch.empty(len(z), dtype=dtype)
     counts = backends.native().nearest_code(
         z.data_ptr(),
         codes.data_ptr(),
@@ -32,6 +41,8 @@ def search(z: Tensor, codes: Tensor, kernel: str = "") -> tuple[Tensor, Tensor, 
         codes.shape[1],
         index.data_ptr(),
         distance.data_ptr(),
+        metric == "cosine",
+        dtype == torch.float64,
         torch.get_num_threads(),
         kernel,
     )

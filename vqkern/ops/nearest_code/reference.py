@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..exact import compare_cosines, compare_distances
+from . import certificate
 
 EPS = 2.0**-53
 _SCREEN_ELEMENTS = 1 << 21  # rows x codes of one screen tile: 16 MB of float64
@@ -26,6 +27,7 @@ def nearest_code(z: Tensor, codes: Tensor, metric: str) -> tuple[Tensor, Tensor]
     distance = torch.full((len(z),), torch.inf, dtype=torch.float64, device=z.device)
     rows = z.isfinite().all(-1).nonzero().squeeze(-1)
     kept = codes.isfinite().all(-1).nonzero().squeeze(-1)
+    candidates = 0
     if len(rows) and len(kept):
         problem = (_Cosine if metric == "cosine" else _SquaredL2).prepare(
             z[rows].double(), codes[kept].double()
@@ -33,9 +35,11 @@ def nearest_code(z: Tensor, codes: Tensor, metric: str) -> tuple[Tensor, Tensor]
         step = max(1, _SCREEN_ELEMENTS // min(len(kept), 4096))
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
-            best = _search(problem, problem.z[part])
+            best, measured = _search(problem, problem.z[part])
+            candidates += measured
             index[rows[part]] = kept[best]
             distance[rows[part]] = problem.distance(problem.z[part], best)
+    certificate.record(len(z), len(rows), candidates, scanned=0, invalid=len(z) - len(rows))
     return index, distance.to(out_dtype)
 
 
@@ -124,20 +128,25 @@ def _unit_exponent(x: Tensor) -> Tensor:
     return torch.ldexp(x, torch.where(largest > 0, -torch.frexp(largest).exponent, 0))
 
 
-def _search(problem: _SquaredL2 | _Cosine, z: Tensor) -> Tensor:
-    """Indices [n] of the nearest of problem.codes, all of it finite, for a few rows."""
+def _search(problem: _SquaredL2 | _Cosine, z: Tensor) -> tuple[Tensor, int]:
+    """Indices [n] of the nearest of problem.codes, all of it finite, for a few rows.
+
+    Also how many codes were compared for them behind the screen.
+    """
     n, step = len(z), max(1, _SCREEN_ELEMENTS // max(1, len(z)))
     upper = torch.full((n, 1), torch.inf, dtype=torch.float64, device=z.device)
     champion = torch.full((n,), -1, dtype=torch.int64, device=z.device)
+    measured = 0
     for start in range(0, len(problem.codes), step):
         score, bound = problem.screen(z, slice(start, start + step))
         upper = torch.minimum(upper, (score + bound).amin(-1, keepdim=True))
         row, code = ((score - bound) <= upper).nonzero().unbind(-1)
+        measured += len(row)
         pairs = max(1, _PAIR_ELEMENTS // z.shape[-1])
         for at in range(0, len(row), pairs):
             cut = slice(at, at + pairs)
             champion = _challenge(problem, z, champion, row[cut], code[cut] + start)
-    return champion
+    return champion, measured
 
 
 def _challenge(

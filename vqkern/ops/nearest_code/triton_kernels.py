@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import certificate
 from .triton_exact import challenge
 
 # What becomes of a row.
@@ -445,7 +446,25 @@ def _search(z: Tensor, codes: Tensor, splits: int | None) -> tuple[Tensor, Tenso
             z, codes, s.spread, s.state, index, distance, n, k, d, _SCAN_CODES,
             num_warps=_SCAN_WARPS, enable_fp_fusion=False,
         )  # fmt: skip
+    if certificate.recording():
+        _record(s, k)
     return index, distance, s.state
+
+
+def _record(screen: Screen, k: int) -> None:
+    """Adds the search to the open certificates, which waits for it."""
+    kinds = torch.bincount(screen.state.long(), minlength=3).tolist()
+    least = screen.upper.amin((1, 2), keepdim=True)[..., None]
+    kept = (screen.lower[:, :, : KEPT.value] <= least).flatten(1).sum(1)
+    decided = screen.state == SCREENED.value
+    measured = (kept * (screen.tile.codes // 4)).clamp_max(k)[decided].sum()
+    certificate.record(
+        rows=len(screen.state),
+        certified=kinds[SCREENED.value],
+        candidates=int(measured),
+        scanned=kinds[SCANNED.value],
+        invalid=kinds[NO_CODE.value],
+    )
 
 
 def _device_limits(device: torch.device) -> tuple[int, int]:
