@@ -30,7 +30,17 @@ CODE_SUMS = [
 ]
 SQUARED_MMD = [Case(*shape, op="squared_mmd") for shape in ((1024, 2048, 8), (2048, 4096, 16))]
 
-CASES = {"nearest_code": NEAREST_CODE, "code_sums": CODE_SUMS, "squared_mmd": SQUARED_MMD}
+GAUSSIAN_W2 = [
+    *(Case(*shape, op="gaussian_w2") for shape in ((8192, 65536, 16), (8192, 262144, 64))),
+    Case(8192, 65536, 16, data="flat", op="gaussian_w2"),
+]
+
+CASES = {
+    "nearest_code": NEAREST_CODE,
+    "code_sums": CODE_SUMS,
+    "squared_mmd": SQUARED_MMD,
+    "gaussian_w2": GAUSSIAN_W2,
+}
 CASES_FULL = {**CASES, "nearest_code": NEAREST_CODE_FULL}
 
 # The pytest-benchmark suites: small enough to be run after every change.
@@ -41,6 +51,7 @@ SUITES = {
     ],
     "code_sums": CODE_SUMS[:3],
     "squared_mmd": SQUARED_MMD[:1],
+    "gaussian_w2": [GAUSSIAN_W2[0], GAUSSIAN_W2[2]],
 }
 
 

@@ -5,6 +5,7 @@
 
 #include "fma_peak.h"
 #include "kernel_sums.h"
+#include "moment_passes.h"
 #include "screen.h"
 
 namespace vqkern {
@@ -92,10 +93,26 @@ inline uint32_t at_most_each(const float* a, const float* b) {
 
 #include "fma_peak.inc"
 
+using Wide = __m256d;
+constexpr int kWideLanes = 4;
+constexpr int kWideTile = 4;  // 8 sums, 2 vectors and a broadcast in 16 registers
+
+inline Wide wide_load(const double* p) { return _mm256_loadu_pd(p); }
+inline void wide_store(double* p, Wide v) { _mm256_storeu_pd(p, v); }
+inline Wide wide_splat(double x) { return _mm256_set1_pd(x); }
+inline Wide wide_fma(Wide a, Wide b, Wide c) { return _mm256_fmadd_pd(a, b, c); }
+inline Wide wide_add(Wide a, Wide b) { return _mm256_add_pd(a, b); }
+inline Wide wide_sub(Wide a, Wide b) { return _mm256_sub_pd(a, b); }
+inline Wide widen(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
+inline void narrow(float* p, Wide v) { _mm_storeu_ps(p, _mm256_cvtpd_ps(v)); }
+
+#include "moment_passes.inc"
+
 }  // namespace
 
 const ScreenKernels kScreenAvx2 = {Format::kFloat32, kRows, kTile, 1, screen, nullptr, nullptr};
 const FmaLoop kFmaLoopAvx2 = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsAvx2 = {pairs};
+const MomentKernels kMomentsAvx2 = {kWideTile, centre_rows, gram, map_rows};
 
 }  // namespace vqkern

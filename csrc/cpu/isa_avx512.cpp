@@ -5,6 +5,7 @@
 
 #include "fma_peak.h"
 #include "kernel_sums.h"
+#include "moment_passes.h"
 #include "screen.h"
 
 namespace vqkern {
@@ -75,6 +76,21 @@ inline float reduce_min(Vec a) { return _mm512_reduce_min_ps(a); }
 
 #include "fma_peak.inc"
 
+using Wide = __m512d;
+constexpr int kWideLanes = 8;
+constexpr int kWideTile = 8;  // 16 sums, 2 vectors and a broadcast in 32 registers
+
+inline Wide wide_load(const double* p) { return _mm512_loadu_pd(p); }
+inline void wide_store(double* p, Wide v) { _mm512_storeu_pd(p, v); }
+inline Wide wide_splat(double x) { return _mm512_set1_pd(x); }
+inline Wide wide_fma(Wide a, Wide b, Wide c) { return _mm512_fmadd_pd(a, b, c); }
+inline Wide wide_add(Wide a, Wide b) { return _mm512_add_pd(a, b); }
+inline Wide wide_sub(Wide a, Wide b) { return _mm512_sub_pd(a, b); }
+inline Wide widen(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+inline void narrow(float* p, Wide v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps(v)); }
+
+#include "moment_passes.inc"
+
 // float32 keeps its values; their one rounding is part of the screen's error.
 template <Format>
 inline int64_t quantize(float*, int64_t, int64_t padded, float, bool, float& residual, int32_t& sum) {
@@ -95,5 +111,6 @@ const ScreenKernels kScreenAvx512 = {Format::kFloat32, kRows,  kTile, 1,
                                      screen,           centre, place<Format::kFloat32>};
 const FmaLoop kFmaLoopAvx512 = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsAvx512 = {pairs};
+const MomentKernels kMomentsAvx512 = {kWideTile, centre_rows, gram, map_rows};
 
 }  // namespace vqkern

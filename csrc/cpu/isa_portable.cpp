@@ -4,6 +4,7 @@
 
 #include "fma_peak.h"
 #include "kernel_sums.h"
+#include "moment_passes.h"
 #include "screen.h"
 
 namespace vqkern {
@@ -81,10 +82,33 @@ struct FlushSubnormals {
 
 #include "fma_peak.inc"
 
+typedef double Wide __attribute__((vector_size(16)));
+constexpr int kWideLanes = 2;
+constexpr int kWideTile = 4;
+
+inline Wide wide_load(const double* p) {
+    Wide v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+inline void wide_store(double* p, Wide v) { std::memcpy(p, &v, sizeof v); }
+inline Wide wide_splat(double x) { return Wide{x, x}; }
+inline Wide wide_fma(Wide a, Wide b, Wide c) { return a * b + c; }
+inline Wide wide_add(Wide a, Wide b) { return a + b; }
+inline Wide wide_sub(Wide a, Wide b) { return a - b; }
+inline Wide widen(const float* p) { return Wide{p[0], p[1]}; }
+inline void narrow(float* p, Wide v) {
+    p[0] = static_cast<float>(v[0]);
+    p[1] = static_cast<float>(v[1]);
+}
+
+#include "moment_passes.inc"
+
 }  // namespace
 
 const ScreenKernels kScreenPortable = {Format::kFloat32, kRows, kTile, 1, screen, nullptr, nullptr};
 const FmaLoop kFmaLoopPortable = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsPortable = {pairs};
+const MomentKernels kMomentsPortable = {kWideTile, centre_rows, gram, map_rows};
 
 }  // namespace vqkern

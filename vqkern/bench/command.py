@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-D", type=_positive_int, default=8, help="channels (%(default)s)")
     parser.add_argument(
         "--op",
-        choices=("nearest_code", "code_sums", "squared_mmd"),
+        choices=("nearest_code", "code_sums", "squared_mmd", "gaussian_w2"),
         default="nearest_code",
         help="what is compared (%(default)s)",
     )

@@ -1,6 +1,6 @@
 """Quantizers: points of the grid of code parametrisation, update rule, alignment and structure."""
 
-from .alignment import MMD
+from .alignment import MMD, PriorWasserstein, Wasserstein
 from .base import Quantizer, QuantizeResult, Usage
 from .bridge import VQBridge
 from .codes import MLP5, Linear, Table
@@ -35,6 +35,7 @@ __all__ = [
     "MultiScale",
     "Online",
     "PRESETS",
+    "PriorWasserstein",
     "Product",
     "QuantizeResult",
     "Quantizer",
@@ -48,6 +49,7 @@ __all__ = [
     "VQBridge",
     "VariationalQuantizer",
     "VectorQuantizer",
+    "Wasserstein",
     "build_quantizer",
     "default_keep_probabilities",
     "fair_comparison",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from .alignment import MMD, Alignment, build_alignment
+from .alignment import MMD, Alignment, Wasserstein, build_alignment
 from .base import Quantizer, require_weight
 from .bridge import VQBridge
 from .codes import MLP5, Linear, Table
@@ -115,6 +115,19 @@ def mmd(
     return vanilla(dim=dim, codebook_size=codebook_size, alignment=aligned, **options)
 
 
+def wasserstein(
+    *,
+    dim: int,
+    codebook_size: int,
+    alignment: Alignment | dict | None = None,
+    **options,
+) -> VectorQuantizer:
+    """Wasserstein VQ (Fang et al. 2025): vanilla, with the codes' mean and covariance pulled to the
+    features'."""
+    aligned = Wasserstein() if alignment is None else build_alignment(alignment)
+    return vanilla(dim=dim, codebook_size=codebook_size, alignment=aligned, **options)
+
+
 def simvq(
     *, dim: int, codebook_size: int, init: str = "scaled", bias: bool = True, **options
 ) -> VectorQuantizer:
@@ -197,6 +210,7 @@ PRESETS: dict[str, Callable[..., Quantizer]] = {
     "ema": ema,
     "online": online,
     "mmd": mmd,
+    "wasserstein": wasserstein,
     "simvq": simvq,
     "linear": linear,
     "mlp": mlp,
@@ -215,8 +229,8 @@ def build_quantizer(name: str, *, dim: int, codebook_size: int, **options) -> Qu
         dim: channels of a latent.
         codebook_size: number of codes K of a token.
         **options: of the preset, such as ``commitment``, ``init``, ``channel_dim``, ``decay`` (ema)
-            or ``alignment`` (mmd), and of the structures, such as ``depth`` (rq) or ``patch_sizes``
-            (var); one that several have goes to the outermost.
+            or ``alignment`` (mmd, wasserstein), and of the structures, such as ``depth`` (rq) or
+            ``patch_sizes`` (var); one that several have goes to the outermost.
 
     Returns:
         The quantizer; its `config` holds what was asked for, and ``build_quantizer(**config)``
