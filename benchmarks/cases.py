@@ -38,6 +38,10 @@ CODE_SUMS = [
     for shape in ((16384, 16384, 8), (65536, 16384, 8), (65536, 65536, 16), (65536, 65536, 256))
 ]
 SQUARED_MMD = [Case(*shape, op="squared_mmd") for shape in ((1024, 2048, 8), (2048, 4096, 16))]
+GAUSSIAN_W2 = [
+    *(Case(*shape, op="gaussian_w2") for shape in ((8192, 65536, 16), (8192, 262144, 64))),
+    Case(8192, 65536, 16, data="flat", op="gaussian_w2"),
+]
 # The last is there for its memory: an N x K matrix of float32 would take 17 GB.
 LAYER_STEP = [
     Case(*shape, op="layer_step")
@@ -49,6 +53,7 @@ CASES = {
     "nearest_code": NEAREST_CODE,
     "code_sums": CODE_SUMS,
     "squared_mmd": SQUARED_MMD,
+    "gaussian_w2": GAUSSIAN_W2,
     "layer_step": LAYER_STEP,
     "layer_step_ema": LAYER_STEP_EMA,
 }
@@ -62,6 +67,7 @@ SUITES = {
     ],
     "code_sums": [Case(4096, 16384, 8, op="code_sums"), *CODE_SUMS[1:3]],
     "squared_mmd": SQUARED_MMD[:1],
+    "gaussian_w2": [GAUSSIAN_W2[0], GAUSSIAN_W2[2]],
     "layer_step": [Case(2048, 16384, 32, op="layer_step")],
     "layer_step_ema": [Case(2048, 16384, 32, op="layer_step_ema")],
 }

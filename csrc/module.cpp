@@ -6,6 +6,8 @@
 
 #include "cpu/code_sums.h"
 #include "cpu/cpu.h"
+#include "cpu/gaussian_w2.h"
+#include "cpu/moments.h"
 #include "cpu/nearest_code.h"
 #include "cpu/squared_mmd.h"
 
@@ -65,6 +67,44 @@ double squared_mmd(uintptr_t x, uintptr_t y, int64_t n, int64_t m, int64_t dim,
                                *kernels.kernel_sums);
 }
 
+void moments(uintptr_t x, uintptr_t valid, int64_t batch, int64_t n, int64_t dim, uintptr_t count,
+             uintptr_t mean, uintptr_t covariance, int threads, const std::string& kernel) {
+    const vqkern::CpuKernels& kernels = require_kernels(kernel);
+    py::gil_scoped_release release;
+    vqkern::moments(pointer<const float>(x), pointer<const bool>(valid), batch, n, dim,
+                    pointer<double>(count), pointer<double>(mean), pointer<double>(covariance),
+                    threads, *kernels.moments);
+}
+
+void pull_back(uintptr_t x, uintptr_t valid, int64_t batch, int64_t n, int64_t dim, uintptr_t mean,
+               uintptr_t matrix, uintptr_t offset, uintptr_t out, int threads,
+               const std::string& kernel) {
+    const vqkern::CpuKernels& kernels = require_kernels(kernel);
+    py::gil_scoped_release release;
+    vqkern::pull_back(pointer<const float>(x), pointer<const bool>(valid), batch, n, dim,
+                      pointer<const double>(mean), pointer<const double>(matrix),
+                      pointer<const double>(offset), pointer<float>(out), threads,
+                      *kernels.moments);
+}
+
+void gaussian_w2_product(uintptr_t values, uintptr_t vectors, uintptr_t s2, int64_t batch,
+                         int64_t dim, uintptr_t root, uintptr_t product) {
+    vqkern::gaussian_w2_product(pointer<const double>(values), pointer<const double>(vectors),
+                                pointer<const double>(s2), batch, dim, pointer<double>(root),
+                                pointer<double>(product));
+}
+
+void gaussian_w2_finish(uintptr_t values, uintptr_t vectors, uintptr_t root, uintptr_t s1,
+                        uintptr_t s2, uintptr_t mean_x, uintptr_t mean_y, double ridge,
+                        double relative, int64_t batch, int64_t dim, uintptr_t value,
+                        uintptr_t mean_grad, uintptr_t covariance_grad) {
+    vqkern::gaussian_w2_finish(
+        pointer<const double>(values), pointer<const double>(vectors), pointer<const double>(root),
+        pointer<const double>(s1), pointer<const double>(s2), pointer<const double>(mean_x),
+        pointer<const double>(mean_y), ridge, relative, batch, dim, pointer<double>(value),
+        pointer<double>(mean_grad), pointer<double>(covariance_grad));
+}
+
 double fma_peak(int threads, double seconds) {
     py::gil_scoped_release release;
     return vqkern::fma_peak(*vqkern::find_kernels("")->fma_loop, threads, seconds);
@@ -89,6 +129,20 @@ PYBIND11_MODULE(_native, module) {
                py::arg("dim"), py::arg("bandwidths"), py::arg("num_bandwidths"),
                py::arg("unbiased"), py::arg("x_grad"), py::arg("y_grad"), py::arg("threads"),
                py::arg("kernel") = "");
+    module.def("moments", &moments, py::arg("x"), py::arg("valid"), py::arg("batch"), py::arg("n"),
+               py::arg("dim"), py::arg("count"), py::arg("mean"), py::arg("covariance"),
+               py::arg("threads"), py::arg("kernel") = "");
+    module.def("pull_back", &pull_back, py::arg("x"), py::arg("valid"), py::arg("batch"),
+               py::arg("n"), py::arg("dim"), py::arg("mean"), py::arg("matrix"), py::arg("offset"),
+               py::arg("out"), py::arg("threads"), py::arg("kernel") = "");
+    module.def("gaussian_w2_product", &gaussian_w2_product, py::arg("values"), py::arg("vectors"),
+               py::arg("s2"), py::arg("batch"), py::arg("dim"), py::arg("root"),
+               py::arg("product"));
+    module.def("gaussian_w2_finish", &gaussian_w2_finish, py::arg("values"), py::arg("vectors"),
+               py::arg("root"), py::arg("s1"), py::arg("s2"), py::arg("mean_x"),
+               py::arg("mean_y"), py::arg("ridge"), py::arg("relative"), py::arg("batch"),
+               py::arg("dim"), py::arg("value"), py::arg("mean_grad"),
+               py::arg("covariance_grad"));
     module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("seconds") = 0.2,
                "GFLOP/s of float32 multiply-adds in registers.");
     module.attr("most_bandwidths") = vqkern::kMostBandwidths;

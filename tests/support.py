@@ -74,3 +74,44 @@ def assert_no_regret(z: torch.Tensor, codes: torch.Tensor, index: torch.Tensor) 
 
 def relative_error(result: torch.Tensor, truth: torch.Tensor) -> float:
     return float((result.double() - truth.double()).norm() / truth.double().norm())
+
+
+def golden(name: str) -> tuple[dict, dict, dict]:
+    """State, inputs and outputs of a public reference program, from tests/data/NAME.safetensors.
+
+    Weights are stored as int8 times a power of two, exact in float32.
+    """
+    from pathlib import Path
+
+    from safetensors.torch import load_file
+
+    tensors = load_file(Path(__file__).parent / "data" / f"{name}.safetensors")
+    parts = {"state": {}, "in": {}, "out": {}}
+    for key, value in tensors.items():
+        part, rest = key.split("/", 1)
+        if part == "scale":
+            continue
+        if part == "state" and value.dtype == torch.int8:
+            value = value.float() * tensors[f"scale/{rest}"]
+        parts[part][rest] = value
+    return parts["state"], parts["in"], parts["out"]
+
+
+def grid_names() -> list[str]:
+    """The points of the grid that the tests go over: every preset, every structure, and a diagonal
+    of presets in structures."""
+    from vqkern.quantizers import CODEBOOK_FREE, PRESETS, STRUCTURES
+
+    parts = [name for name in PRESETS if name != "vaevq"]  # whose parts would need 2 dim channels
+    structures = list(STRUCTURES)
+    diagonal = [f"{name}_{structures[i % len(structures)]}" for i, name in enumerate(parts)]
+    around = [f"vanilla_{structure}" for structure in structures]
+    return [*dict.fromkeys([*PRESETS, *CODEBOOK_FREE, "mgvq", *around, *diagonal])]
+
+
+def grid_sizes(name: str) -> dict:
+    """Sizes at which those tests build one."""
+    if name in ("fsq", "lfq", "bsq"):
+        return {"dim": 6, "codebook_size": 64}
+    maps = {"patch_sizes": (1, 2, 4)} if name.endswith("_var") else {}
+    return {"dim": 8, "codebook_size": 64, **maps}

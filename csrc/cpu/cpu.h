@@ -5,6 +5,7 @@
 
 #include "fma_peak.h"
 #include "kernel_sums.h"
+#include "moment_passes.h"
 #include "screen.h"
 
 namespace vqkern {
@@ -13,6 +14,7 @@ struct CpuKernels {
     const char* name;
     std::vector<const ScreenKernels*> screens;  // cheapest first
     const KernelSumKernels* kernel_sums;
+    const MomentKernels* moments;
     const FmaLoop* fma_loop;
 };
 

@@ -5,6 +5,7 @@
 
 #include "fma_peak.h"
 #include "kernel_sums.h"
+#include "moment_passes.h"
 #include "screen.h"
 
 namespace vqkern {
@@ -12,6 +13,7 @@ namespace {
 
 using Vec = __m256;
 constexpr int kLanes = 8;
+constexpr int kPairRows = 4;
 constexpr int kRows = 6;  // 12 accumulators, 2 codes and a broadcast in 16 registers
 
 inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
@@ -25,10 +27,47 @@ inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 inline Vec round(Vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-inline Vec two_to(Vec n) {
+inline Vec scale_by(Vec p, Vec n) {
     const Vec normal = _mm256_cmp_ps(n, _mm256_set1_ps(-126.0f), _CMP_GE_OQ);
-    const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-    return _mm256_and_ps(normal, _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23)));
+    const __m256i shift = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+    const __m256i scaled = _mm256_add_epi32(_mm256_castps_si256(p), shift);
+    return _mm256_and_ps(normal, _mm256_castsi256_ps(scaled));
+}
+struct LaneSums {
+    __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
+    void add(Vec a) {
+        low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm256_castps256_ps128(a)));
+        high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)));
+    }
+    double total() const {
+        const __m256d four = _mm256_add_pd(low, high);
+        const __m128d two =
+            _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+        return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+    }
+};
+inline void transpose(const float* from, float* to) {
+    Vec a[8], b[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) a[i] = load(from + i * kBlock);
+    // Pairs of rows, then fours, inside each 128-bit half; then the halves.
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+        b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+        for (int h = 0; h < 2; ++h) {
+            a[i + 2 * h] = _mm256_shuffle_ps(b[i + h], b[i + 2 + h], 0x44);
+            a[i + 2 * h + 1] = _mm256_shuffle_ps(b[i + h], b[i + 2 + h], 0xee);
+        }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        store(to + i * kBlock, _mm256_permute2f128_ps(a[i], a[4 + i], 0x20));
+        store(to + (4 + i) * kBlock, _mm256_permute2f128_ps(a[i], a[4 + i], 0x31));
+    }
 }
 inline float reduce_min(Vec a) {
     __m128 v = _mm_min_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -54,10 +93,26 @@ inline uint32_t at_most_each(const float* a, const float* b) {
 
 #include "fma_peak.inc"
 
+using Wide = __m256d;
+constexpr int kWideLanes = 4;
+constexpr int kWideTile = 4;  // 8 sums, 2 vectors and a broadcast in 16 registers
+
+inline Wide wide_load(const double* p) { return _mm256_loadu_pd(p); }
+inline void wide_store(double* p, Wide v) { _mm256_storeu_pd(p, v); }
+inline Wide wide_splat(double x) { return _mm256_set1_pd(x); }
+inline Wide wide_fma(Wide a, Wide b, Wide c) { return _mm256_fmadd_pd(a, b, c); }
+inline Wide wide_add(Wide a, Wide b) { return _mm256_add_pd(a, b); }
+inline Wide wide_sub(Wide a, Wide b) { return _mm256_sub_pd(a, b); }
+inline Wide widen(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
+inline void narrow(float* p, Wide v) { _mm_storeu_ps(p, _mm256_cvtpd_ps(v)); }
+
+#include "moment_passes.inc"
+
 }  // namespace
 
 const ScreenKernels kScreenAvx2 = {Format::kFloat32, kRows, kTile, 1, screen, nullptr, nullptr};
 const FmaLoop kFmaLoopAvx2 = {2 * kChains * kLanes, fma_rounds};
-const KernelSumKernels kKernelSumsAvx2 = {kRows, kTile, kernel_sums};
+const KernelSumKernels kKernelSumsAvx2 = {pairs};
+const MomentKernels kMomentsAvx2 = {kWideTile, centre_rows, gram, map_rows};
 
 }  // namespace vqkern

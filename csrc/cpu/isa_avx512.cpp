@@ -5,6 +5,7 @@
 
 #include "fma_peak.h"
 #include "kernel_sums.h"
+#include "moment_passes.h"
 #include "screen.h"
 
 namespace vqkern {
@@ -13,6 +14,7 @@ namespace {
 using Vec = __m512;
 constexpr int kLanes = 16;
 constexpr int kRows = 12;  // 24 accumulators, 2 codes and a broadcast in 32 registers
+constexpr int kPairRows = 8;
 
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
@@ -25,9 +27,44 @@ inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 inline Vec round(Vec a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-inline Vec two_to(Vec n) {
-    const __mmask16 normal = _mm512_cmp_ps_mask(n, _mm512_set1_ps(-126.0f), _CMP_GE_OQ);
-    return _mm512_maskz_scalef_ps(normal, _mm512_set1_ps(1.0f), n);
+inline Vec scale_by(Vec p, Vec n) { return _mm512_scalef_ps(p, n); }
+struct LaneSums {
+    __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
+    void add(Vec a) {
+        low = _mm512_add_pd(low, _mm512_cvtps_pd(_mm512_castps512_ps256(a)));
+        high = _mm512_add_pd(high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)));
+    }
+    double total() const { return _mm512_reduce_add_pd(_mm512_add_pd(low, high)); }
+};
+inline void transpose(const float* from, float* to) {
+    __m512 a[16], b[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(from + i * kBlock);
+    // Pairs of rows, then fours, inside each 128-bit part; then the parts.
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+        for (int h = 0; h < 2; ++h) {
+            const __m512d even = _mm512_castps_pd(b[i + h]), odd = _mm512_castps_pd(b[i + 2 + h]);
+            a[i + 2 * h] = _mm512_castpd_ps(_mm512_unpacklo_pd(even, odd));
+            a[i + 2 * h + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(even, odd));
+        }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        const __m512 c = _mm512_shuffle_f32x4(a[i], a[4 + i], 0x88);
+        const __m512 d = _mm512_shuffle_f32x4(a[i], a[4 + i], 0xdd);
+        const __m512 e = _mm512_shuffle_f32x4(a[8 + i], a[12 + i], 0x88);
+        const __m512 f = _mm512_shuffle_f32x4(a[8 + i], a[12 + i], 0xdd);
+        _mm512_storeu_ps(to + i * kBlock, _mm512_shuffle_f32x4(c, e, 0x88));
+        _mm512_storeu_ps(to + (4 + i) * kBlock, _mm512_shuffle_f32x4(d, f, 0x88));
+        _mm512_storeu_ps(to + (8 + i) * kBlock, _mm512_shuffle_f32x4(c, e, 0xdd));
+        _mm512_storeu_ps(to + (12 + i) * kBlock, _mm512_shuffle_f32x4(d, f, 0xdd));
+    }
 }
 inline float reduce_min(Vec a) { return _mm512_reduce_min_ps(a); }
 
@@ -38,6 +75,21 @@ inline float reduce_min(Vec a) { return _mm512_reduce_min_ps(a); }
 #include "kernel_sums.inc"
 
 #include "fma_peak.inc"
+
+using Wide = __m512d;
+constexpr int kWideLanes = 8;
+constexpr int kWideTile = 8;  // 16 sums, 2 vectors and a broadcast in 32 registers
+
+inline Wide wide_load(const double* p) { return _mm512_loadu_pd(p); }
+inline void wide_store(double* p, Wide v) { _mm512_storeu_pd(p, v); }
+inline Wide wide_splat(double x) { return _mm512_set1_pd(x); }
+inline Wide wide_fma(Wide a, Wide b, Wide c) { return _mm512_fmadd_pd(a, b, c); }
+inline Wide wide_add(Wide a, Wide b) { return _mm512_add_pd(a, b); }
+inline Wide wide_sub(Wide a, Wide b) { return _mm512_sub_pd(a, b); }
+inline Wide widen(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+inline void narrow(float* p, Wide v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps(v)); }
+
+#include "moment_passes.inc"
 
 // float32 keeps its values; their one rounding is part of the screen's error.
 template <Format>
@@ -58,6 +110,7 @@ inline void place_column(int32_t* out, int64_t word, int first, int lanes, __mma
 const ScreenKernels kScreenAvx512 = {Format::kFloat32, kRows,  kTile, 1,
                                      screen,           centre, place<Format::kFloat32>};
 const FmaLoop kFmaLoopAvx512 = {2 * kChains * kLanes, fma_rounds};
-const KernelSumKernels kKernelSumsAvx512 = {kRows, kTile, kernel_sums};
+const KernelSumKernels kKernelSumsAvx512 = {pairs};
+const MomentKernels kMomentsAvx512 = {kWideTile, centre_rows, gram, map_rows};
 
 }  // namespace vqkern

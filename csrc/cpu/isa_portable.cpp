@@ -4,6 +4,7 @@
 
 #include "fma_peak.h"
 #include "kernel_sums.h"
+#include "moment_passes.h"
 #include "screen.h"
 
 namespace vqkern {
@@ -12,6 +13,7 @@ namespace {
 typedef float Vec __attribute__((vector_size(16)));
 typedef int32_t IntVec __attribute__((vector_size(16)));
 constexpr int kLanes = 4;
+constexpr int kPairRows = 4;
 constexpr int kRows = 6;
 
 inline Vec load(const float* p) {
@@ -29,17 +31,28 @@ inline Vec add(Vec a, Vec b) { return a + b; }
 inline Vec sub(Vec a, Vec b) { return a - b; }
 inline Vec mul(Vec a, Vec b) { return a * b; }
 inline Vec round(Vec a) {
-    // Adding 1.5 * 2^23 leaves no room for a fraction; good for |a| < 2^22.
+    // Adding 1.5 * 2^23 leaves no room for a fraction below 2^22; larger numbers are cut, and still large.
     const Vec big = splat(12582912.0f);
-    return (a + big) - big;
+    return (max(a, splat(-4194304.0f)) + big) - big;
 }
-inline Vec two_to(Vec n) {
+inline Vec scale_by(Vec p, Vec n) {
     const IntVec normal = n >= splat(-126.0f);
-    const IntVec biased = (__builtin_convertvector(n, IntVec) + 127) << 23;
-    const IntVec bits = biased & normal;
-    Vec result;
-    std::memcpy(&result, &bits, sizeof result);
-    return result;
+    // What is cut is not normal; its conversion would not be defined.
+    const IntVec whole = __builtin_convertvector(max(n, splat(-127.0f)), IntVec);
+    const IntVec bits = ((IntVec)p + (whole << 23)) & normal;  // the cast keeps the bits
+    return (Vec)bits;
+}
+struct LaneSums {
+    double sum = 0.0;
+    void add(Vec a) {
+        for (int i = 0; i < kLanes; ++i) sum += a[i];
+    }
+    double total() const { return sum; }
+};
+inline void transpose(const float* from, float* to) {
+    for (int i = 0; i < kLanes; ++i) {
+        for (int j = 0; j < kLanes; ++j) to[j * kBlock + i] = from[i * kBlock + j];
+    }
 }
 inline float reduce_min(Vec a) {
     float least = a[0];
@@ -69,10 +82,33 @@ struct FlushSubnormals {
 
 #include "fma_peak.inc"
 
+typedef double Wide __attribute__((vector_size(16)));
+constexpr int kWideLanes = 2;
+constexpr int kWideTile = 4;
+
+inline Wide wide_load(const double* p) {
+    Wide v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+inline void wide_store(double* p, Wide v) { std::memcpy(p, &v, sizeof v); }
+inline Wide wide_splat(double x) { return Wide{x, x}; }
+inline Wide wide_fma(Wide a, Wide b, Wide c) { return a * b + c; }
+inline Wide wide_add(Wide a, Wide b) { return a + b; }
+inline Wide wide_sub(Wide a, Wide b) { return a - b; }
+inline Wide widen(const float* p) { return Wide{p[0], p[1]}; }
+inline void narrow(float* p, Wide v) {
+    p[0] = static_cast<float>(v[0]);
+    p[1] = static_cast<float>(v[1]);
+}
+
+#include "moment_passes.inc"
+
 }  // namespace
 
 const ScreenKernels kScreenPortable = {Format::kFloat32, kRows, kTile, 1, screen, nullptr, nullptr};
 const FmaLoop kFmaLoopPortable = {2 * kChains * kLanes, fma_rounds};
-const KernelSumKernels kKernelSumsPortable = {kRows, kTile, kernel_sums};
+const KernelSumKernels kKernelSumsPortable = {pairs};
+const MomentKernels kMomentsPortable = {kWideTile, centre_rows, gram, map_rows};
 
 }  // namespace vqkern

@@ -9,6 +9,7 @@
 namespace vqkern {
 
 constexpr int kMostBandwidths = 64;
+constexpr int kBlock = 32;  // points of a block, [dim][kBlock]
 
 struct Ladder {
     int count;
@@ -16,18 +17,20 @@ struct Ladder {
     int squarings[kMostBandwidths];  // of the term before that give this one; 0: an exponential anew
 };
 
-struct KernelSumKernels {
-    int rows;        // points of a panel
-    int group_size;  // points of a group
+// A block of points, and what the points of other blocks pull it by.
+struct PointBlock {
+    const float* values;   // [dim][kBlock]
+    const float* offsets;  // [kBlock]: -|a|^2 / 2, and -1e30 for padding
+    float* pull;           // [dim + 1][kBlock], or null
+};
 
-    // One group of points b, [dim][group_size], against all points a, in panels of [dim][rows]:
-    //   *value             += sum_ij k_ij
-    //   pull[dim][j]       += sum_i w_ij,  w_ij = sum_l rate_l exp_l
-    //   pull[d][j]         += sum_i w_ij a_i[d]            (pull only where it is not null)
-    // The offsets are -|a|^2 / 2 and -|b|^2 / 2, and -1e30 for padding. scratch: [dim + 1][group_size].
-    void (*sum)(const float* panels, const float* panel_offsets, int64_t num_panels, int64_t dim,
-                const float* group, const float* group_offsets, const Ladder& ladder,
-                float* scratch, double* value, double* pull);
+struct KernelSumKernels {
+    // All pairs of two blocks:
+    //   returns              sum_ij k_ij
+    //   b.pull[dim][j]    += sum_i w_ij,  w_ij = sum_l rate_l exp_l
+    //   b.pull[d][j]      += sum_i w_ij a_i[d]
+    // and the same for a with i and j exchanged, each where its pull is not null.
+    double (*pairs)(const PointBlock& a, const PointBlock& b, int64_t dim, const Ladder& ladder);
 };
 
 extern const KernelSumKernels kKernelSumsPortable;

@@ -31,74 +31,138 @@ Ladder make_ladder(const double* bandwidths, int count) {
     return ladder;
 }
 
-// Points packed in blocks of `width`, channel-major inside a block, with their offsets -|a|^2 / 2.
-struct Packed {
-    Packed(const float* points, int64_t count, int64_t dim, const std::vector<double>& mean,
-           double scale, int width)
-        : blocks((count + width - 1) / width),
-          values(blocks * dim * width),
-          offsets(blocks * width) {
-        for (int64_t i = 0; i < blocks * width; ++i) {
-            float* out = values.data + i / width * dim * width + i % width;
+// Points in blocks, with their offsets -|a|^2 / 2, and the sums that pull at them.
+struct Points {
+    Points(const float* points, int64_t count, int64_t dim, const std::vector<double>& mean,
+           double scale, bool pulled)
+        : blocks((count + kBlock - 1) / kBlock),
+          values(blocks * dim * kBlock),
+          offsets(blocks * kBlock),
+          pull(pulled ? blocks * (dim + 1) * kBlock : 0, 0.0) {
+        for (int64_t i = 0; i < blocks * kBlock; ++i) {
+            float* out = values.data + i / kBlock * dim * kBlock + i % kBlock;
             double squared = 0.0;
             for (int64_t d = 0; d < dim; ++d) {
                 // The norm is that of the rounded point: the exponent of a pair of equals is 0.
                 const float value =
                     i < count ? static_cast<float>((points[i * dim + d] - mean[d]) * scale) : 0.0f;
-                out[d * width] = value;
+                out[d * kBlock] = value;
                 squared += static_cast<double>(value) * value;
             }
             offsets.data[i] = i < count ? static_cast<float>(-squared / 2) : kPadding;
         }
     }
+
     int64_t blocks;
     Buffer values, offsets;
+    std::vector<double> pull;  // [blocks][dim + 1][kBlock]; empty where nobody asks
 };
+
+// Runs of blocks whose pulls are summed in float32 before they join the float64 totals.
+constexpr int64_t kRun = 16;
 
 struct Problem {
     int64_t dim;
-    std::vector<double> mean;
-    double scale;  // of the points, for which the widest kernel is 2^-|a - b|^2 / 2
-    double rate;   // 1 / the largest bandwidth
     Ladder ladder;
     int threads;
     const KernelSumKernels* kernels;
 };
 
-// sum_ij k(a_i, b_j); adds weight * d/db_j of it to grad [count][dim] where that is not null.
-double pair_sum(const Problem& problem, const Packed& a, const Packed& b, const float* points,
-                int64_t count, double weight, double* grad) {
-    const int64_t dim = problem.dim;
-    const int width = problem.kernels->group_size;
-    std::vector<double> partial(b.blocks, 0.0);
+// The pairs of one run of blocks of a with one of b.
+class RunPair {
+  public:
+    RunPair(const Problem& problem, Points& a, Points& b)
+        : problem_(problem),
+          a_(a),
+          b_(b),
+          size_((problem.dim + 1) * kBlock),
+          a_pull_(a.pull.empty() ? 0 : kRun * size_),
+          b_pull_(b.pull.empty() ? 0 : size_) {}
+
+    // sum_ij k_ij, and the pulls at both sides. In a set's own sum, where a is b, the run itself is paired
+    // block by block once, and each pair of two blocks stands for its mirror image.
+    double sum(int64_t run_a, int64_t run_b) {
+        const bool same = &a_ == &b_;
+        const int64_t a_begin = run_a * kRun, a_end = std::min(a_.blocks, a_begin + kRun);
+        const int64_t b_begin = run_b * kRun, b_end = std::min(b_.blocks, b_begin + kRun);
+        const bool a_pulled = !a_.pull.empty(), b_pulled = !b_.pull.empty();
+        if (a_pulled) std::fill(a_pull_.data, a_pull_.data + kRun * size_, 0.0f);
+        double total = 0.0;
+        for (int64_t j = b_begin; j < b_end; ++j) {
+            if (b_pulled) std::fill(b_pull_.data, b_pull_.data + size_, 0.0f);
+            const int64_t last = same && run_a == run_b ? j + 1 : a_end;
+            for (int64_t i = a_begin; i < last; ++i) {
+                const bool itself = same && i == j;
+                const PointBlock to_a = block(a_, i, !a_pulled || itself ? nullptr : a_pull_.data + (i - a_begin) * size_);
+                const PointBlock to_b = block(b_, j, b_pulled ? b_pull_.data : nullptr);
+                const double sum = problem_.kernels->pairs(to_a, to_b, problem_.dim, problem_.ladder);
+                total += same && !itself ? 2.0 * sum : sum;
+            }
+            if (b_pulled) join(b_pull_.data, b_, j);
+        }
+        for (int64_t i = a_begin; a_pulled && i < a_end; ++i) {
+            join(a_pull_.data + (i - a_begin) * size_, a_, i);
+        }
+        return total;
+    }
+
+  private:
+    PointBlock block(const Points& points, int64_t i, float* pull) const {
+        return {points.values.data + i * problem_.dim * kBlock, points.offsets.data + i * kBlock, pull};
+    }
+
+    void join(const float* from, Points& points, int64_t i) const {
+        double* to = &points.pull[i * size_];
+        for (int64_t k = 0; k < size_; ++k) to[k] += from[k];
+    }
+
+    const Problem& problem_;
+    Points &a_, &b_;
+    int64_t size_;
+    Buffer a_pull_, b_pull_;
+};
+
+// sum_ij k(a_i, b_j) over all pairs; a and b may be one. In a round, no run of blocks is in two pairs, so
+// that pulls are added to without locks and in one order, whatever the number of threads.
+double pair_sum(const Problem& problem, Points& a, Points& b) {
+    const bool same = &a == &b;
+    const int64_t a_runs = (a.blocks + kRun - 1) / kRun, b_runs = (b.blocks + kRun - 1) / kRun;
+    const int64_t rounds = std::max(a_runs, b_runs);
+    std::vector<double> partial(a_runs);
+    double total = 0.0;
 #pragma omp parallel num_threads(problem.threads)
     {
-        Buffer scratch((dim + 1) * width);
-        std::vector<double> pull((dim + 1) * width);
+        RunPair pair(problem, a, b);
+        for (int64_t round = 0; round < rounds; ++round) {
 #pragma omp for schedule(dynamic)
-        for (int64_t g = 0; g < b.blocks; ++g) {
-            std::fill(pull.begin(), pull.end(), 0.0);
-            problem.kernels->sum(a.values.data, a.offsets.data, a.blocks, dim,
-                                 b.values.data + g * dim * width, b.offsets.data + g * width,
-                                 problem.ladder, scratch.data, &partial[g],
-                                 grad == nullptr ? nullptr : pull.data());
-            if (grad == nullptr) continue;
-            // d/db of sum_i k(a_i, b) = -2 sum_i w_i (b - a_i), back in the coordinates of the input.
-            const double factor = -2.0 * weight * problem.rate;
-            for (int64_t j = g * width; j < std::min(count, (g + 1) * width); ++j) {
-                const int64_t lane = j - g * width;
-                const double total = pull[dim * width + lane];
-                for (int64_t d = 0; d < dim; ++d) {
-                    const double centred = points[j * dim + d] - problem.mean[d];
-                    grad[j * dim + d] +=
-                        factor * (total * centred - pull[d * width + lane] / problem.scale);
-                }
+            for (int64_t i = 0; i < a_runs; ++i) {
+                // Of a set's own pairs, those whose numbers add up to the round; of two sets', those that
+                // far apart.
+                const int64_t j = same ? (round - i + rounds) % rounds : (i + round) % rounds;
+                partial[i] = j >= b_runs || (same && j < i) ? 0.0 : pair.sum(i, j);
             }
+#pragma omp single
+            for (double value : partial) total += value;
         }
     }
-    double sum = 0.0;
-    for (double value : partial) sum += value;
-    return sum;
+    return total;
+}
+
+// weight * d/dp of the sum of k over all pairs of each point, in the coordinates of the input:
+// d/db k(a, b) = -2 w (b - a) / bandwidth.
+void write_gradient(const Points& own, const Points& other, const float* points, int64_t count,
+                    int64_t dim, const std::vector<double>& mean, double scale, double own_factor,
+                    double other_factor, float* grad) {
+    for (int64_t j = 0; j < count; ++j) {
+        const int64_t at = j / kBlock * (dim + 1) * kBlock + j % kBlock;
+        const double *p = &own.pull[at], *q = &other.pull[at];
+        const double total = own_factor * p[dim * kBlock] + other_factor * q[dim * kBlock];
+        for (int64_t d = 0; d < dim; ++d) {
+            const double centred = points[j * dim + d] - mean[d];
+            const double pulled = own_factor * p[d * kBlock] + other_factor * q[d * kBlock];
+            grad[j * dim + d] = static_cast<float>(total * centred - pulled / scale);
+        }
+    }
 }
 
 bool all_finite(const float* x, int64_t count) {
@@ -106,10 +170,6 @@ bool all_finite(const float* x, int64_t count) {
         if (!std::isfinite(x[i])) return false;
     }
     return true;
-}
-
-void write(const std::vector<double>& from, float* to) {
-    for (size_t i = 0; i < from.size(); ++i) to[i] = static_cast<float>(from[i]);
 }
 
 }  // namespace
@@ -123,44 +183,38 @@ double squared_mmd(const float* x, const float* y, int64_t n, int64_t m, int64_t
         if (y_grad != nullptr) std::fill(y_grad, y_grad + m * dim, nan);
         return nan;
     }
-    Problem problem;
-    problem.dim = dim;
-    problem.threads = std::max(1, threads);
-    problem.kernels = &kernels;
-    problem.ladder = make_ladder(bandwidths, num_bandwidths);
-    problem.rate = 1.0 / *std::max_element(bandwidths, bandwidths + num_bandwidths);
-    problem.scale = std::sqrt(2.0 * problem.rate / std::log(2.0));
-    problem.mean.assign(dim, 0.0);
-    for (int64_t i = 0; i < n * dim; ++i) problem.mean[i % dim] += x[i];
-    for (int64_t i = 0; i < m * dim; ++i) problem.mean[i % dim] += y[i];
-    for (double& value : problem.mean) value /= static_cast<double>(n + m);
+    const double rate = 1.0 / *std::max_element(bandwidths, bandwidths + num_bandwidths);
+    const double scale = std::sqrt(2.0 * rate / std::log(2.0));
+    std::vector<double> mean(dim, 0.0);
+    for (int64_t i = 0; i < n * dim; ++i) mean[i % dim] += x[i];
+    for (int64_t i = 0; i < m * dim; ++i) mean[i % dim] += y[i];
+    for (double& value : mean) value /= static_cast<double>(n + m);
+    const Problem problem = {dim, make_ladder(bandwidths, num_bandwidths), std::max(1, threads),
+                             &kernels};
 
-    const auto pack = [&](const float* points, int64_t count, int width) {
-        return Packed(points, count, dim, problem.mean, problem.scale, width);
-    };
-    const Packed x_panels = pack(x, n, kernels.rows), y_panels = pack(y, m, kernels.rows);
-    const Packed x_groups = pack(x, n, kernels.group_size);
-    const Packed y_groups = pack(y, m, kernels.group_size);
-
-    const double drop = unbiased ? 1.0 : 0.0;
-    const double weight_xx = 1.0 / (n * (n - drop)), weight_yy = 1.0 / (m * (m - drop));
-    const double weight_xy = 1.0 / (static_cast<double>(n) * m);
-    std::vector<double> gx(x_grad == nullptr ? 0 : n * dim, 0.0);
-    std::vector<double> gy(y_grad == nullptr ? 0 : m * dim, 0.0);
-    double* to_x = x_grad == nullptr ? nullptr : gx.data();
-    double* to_y = y_grad == nullptr ? nullptr : gy.data();
-
-    // A point appears on both sides of its own set's sum, hence twice the weight.
-    double xx = pair_sum(problem, x_panels, x_groups, x, n, 2.0 * weight_xx, to_x);
-    double yy = pair_sum(problem, y_panels, y_groups, y, m, 2.0 * weight_yy, to_y);
-    const double xy = pair_sum(problem, x_panels, y_groups, y, m, -2.0 * weight_xy, to_y);
-    if (to_x != nullptr) pair_sum(problem, y_panels, x_groups, x, n, -2.0 * weight_xy, to_x);
+    // Pulls within the sets and between them have different weights, and are summed apart.
+    const bool to_x = x_grad != nullptr, to_y = y_grad != nullptr;
+    Points own_x(x, n, dim, mean, scale, to_x), own_y(y, m, dim, mean, scale, to_y);
+    double xx = pair_sum(problem, own_x, own_x), yy = pair_sum(problem, own_y, own_y);
+    Points mixed_x(x, n, dim, mean, scale, to_x), mixed_y(y, m, dim, mean, scale, to_y);
+    const double xy = pair_sum(problem, mixed_x, mixed_y);
     if (unbiased) {
         xx -= static_cast<double>(n) * num_bandwidths;
         yy -= static_cast<double>(m) * num_bandwidths;
     }
-    if (x_grad != nullptr) write(gx, x_grad);
-    if (y_grad != nullptr) write(gy, y_grad);
+    const double drop = unbiased ? 1.0 : 0.0;
+    const double weight_xx = 1.0 / (n * (n - drop)), weight_yy = 1.0 / (m * (m - drop));
+    const double weight_xy = 1.0 / (static_cast<double>(n) * m);
+    // A point appears on both sides of its own set's sum, hence twice the weight.
+    const double other = 4.0 * rate * weight_xy;
+    if (to_x) {
+        write_gradient(own_x, mixed_x, x, n, dim, mean, scale, -4.0 * rate * weight_xx, other,
+                       x_grad);
+    }
+    if (to_y) {
+        write_gradient(own_y, mixed_y, y, m, dim, mean, scale, -4.0 * rate * weight_yy, other,
+                       y_grad);
+    }
     return xx * weight_xx + yy * weight_yy - 2.0 * xy * weight_xy;
 }
 

@@ -35,6 +35,7 @@ def test_small_lattice():
     assert int(sums.count.sum()) == 65
     y = codes.cuda().requires_grad_()
     vqkern.squared_mmd(z.cuda(), y, [2.0, 8.0], backend="triton").backward()
+    vqkern.gaussian_w2(z.cuda(), y, backend="triton").backward()
     assert bool(y.grad.isfinite().all())
 
 
@@ -111,7 +112,40 @@ def test_squared_mmd(n, m, d, offset):
         assert relative_error(got.grad.cpu(), want.grad) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["vanilla", "ema", "mmd"])
+@pytest.mark.parametrize("n,k,d", [(500, 700, 3), (3000, 65536, 16), (900, 800, 64), (99, 99, 70)])
+@pytest.mark.parametrize("offset", [0, 20])
+def test_gaussian_w2(n, k, d, offset):
+    """In the D x D problem: one program up to 64 channels, matrix products above."""
+    mix = torch.randn(d, d) / d**0.5
+    x, y = torch.randn(n, d) + offset, 1.2 * torch.randn(k, d) @ mix + offset
+    double = [t.double().requires_grad_() for t in (x, y)]
+    truth = vqkern.gaussian_w2(*double) + vqkern.prior_w2(double[1])
+    truth.backward()
+    runs = []
+    for _ in range(20):
+        single = [t.cuda().requires_grad_() for t in (x, y)]
+        value = vqkern.gaussian_w2(*single) + vqkern.prior_w2(single[1])
+        value.backward()
+        runs.append((value.detach(), *(t.grad for t in single)))
+    assert float(runs[0][0]) == pytest.approx(float(truth), rel=1e-6)
+    for got, want in zip(runs[0][1:], double, strict=True):
+        assert relative_error(got.cpu(), want.grad) < 1e-5
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+
+
+def test_gaussian_w2_of_nearly_flat_codes():
+    spread = torch.ones(16).masked_fill(torch.arange(16) % 2 == 0, 1e-4)
+    turn = torch.linalg.qr(torch.randn(16, 16)).Q
+    x, y = torch.randn(3000, 16), torch.randn(5000, 16) * spread @ turn
+    double = y.double().requires_grad_()
+    vqkern.gaussian_w2(x.double(), double).backward()
+    single = y.cuda().requires_grad_()
+    vqkern.gaussian_w2(x.cuda(), single).backward()
+    assert relative_error(single.grad.cpu(), double.grad) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["vanilla", "ema", "mmd", "wasserstein"])
 def test_a_layer_trains(name):
     q = vqkern.build_quantizer(name, dim=8, codebook_size=4096, channel_dim=1).cuda()
     z = torch.randn(4, 8, 16, 16, device="cuda", requires_grad=True)

@@ -85,3 +85,36 @@ def test_no_regret(which, data):
         assert bool((chosen <= least + width).all()), case
         clear = (squared <= (least + width)[:, None]).sum(-1) == 1
         assert torch.equal(squared.argmin(-1)[clear], index[clear]), case
+
+
+@pytest.mark.parametrize("data", DATA, ids=lambda data: data.__name__)
+@pytest.mark.parametrize("which", SEARCHES[1:])
+def test_no_regret_in_float64(which, data):
+    random.seed(3)
+    for case in range(CASES // len(DATA)):
+        z, codes = (t.double() * (1 + 2.0**-40) for t in data(*shape()))
+        index, _ = search(which, z, codes)
+        squared = float64_distances(z, codes)
+        least = squared.amin(-1)
+        chosen = squared.gather(1, index[:, None]).squeeze(-1)
+        width = 4 * (z.shape[1] + 3) * 2.0**-53 * least
+        assert bool((chosen <= least + width).all()), case
+
+
+@pytest.mark.parametrize("data", DATA, ids=lambda data: data.__name__)
+@pytest.mark.parametrize("which", SEARCHES[1:])
+def test_no_smaller_cosine(which, data):
+    random.seed(4)
+    for case in range(CASES // len(DATA)):
+        z, codes = data(*shape())
+        if case % 2:
+            z, codes = z.double(), codes.double()
+        index, _ = search(which, z, codes, "cosine")
+        unit = [t.double() / t.double().norm(dim=-1, keepdim=True) for t in (z, codes)]
+        cosine = unit[0] @ unit[1].T
+        most = cosine.amax(-1)
+        chosen = cosine.gather(1, index[:, None]).squeeze(-1)
+        width = 8 * (z.shape[1] + 8) * 2.0**-53
+        assert bool((chosen >= most - width).all()), case
+        clear = (cosine >= (most - width)[:, None]).sum(-1) == 1
+        assert torch.equal(cosine.argmax(-1)[clear], index[clear]), case

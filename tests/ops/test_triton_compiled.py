@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from vqkern.ops.code_sums import triton_kernels as sums  # noqa: E402
+from vqkern.ops.gaussian_w2 import triton_kernels as gaussian  # noqa: E402
 from vqkern.ops.nearest_code import triton_kernels as nearest  # noqa: E402
 from vqkern.ops.squared_mmd import triton_kernels as mmd  # noqa: E402
 
@@ -171,6 +172,38 @@ def sweep_same_set(capability, d):
     return sweep(capability, d, same=True)
 
 
+def moments(capability, d, dtype="fp32", masked=True):
+    types = pointers(dtype, "x") | pointers("u8", "valid") | pointers("fp64", "origin gram sums")
+    types |= integers("num_rows blocks_per_split")
+    channels, width = gaussian._tile(d)
+    return build(
+        gaussian._moments_kernel, capability, types,
+        dict(D=d, WIDTH=width, CHANNELS=channels, ROWS=gaussian._ROWS, MASKED=masked),
+        num_warps=gaussian._WARPS, num_stages=2, enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def pull_back(capability, d, dtype="fp32", masked=True):
+    types = pointers(dtype, "x") | pointers("u8", "valid") | pointers("fp32", "out")
+    types |= pointers("fp64", "origin matrix offset") | integers("num_rows")
+    channels, width = gaussian._tile(d)
+    return build(
+        gaussian._pull_back_kernel, capability, types,
+        dict(D=d, WIDTH=width, CHANNELS=channels, ROWS=gaussian._ROWS, MASKED=masked),
+        num_warps=gaussian._WARPS, num_stages=1, enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def iterate(capability, d):
+    types = pointers("fp64", "y z q steps") | integers("num_steps")
+    width = gaussian.padded_width(d)
+    return build(
+        gaussian._iterate_kernel, capability, types,
+        dict(WIDTH=width, ROWS=min(width, gaussian._ROWS), CHUNK=gaussian._CHUNK),
+        num_warps=gaussian._ITERATE_WARPS, num_stages=1, enable_fp_fusion=True,
+    )  # fmt: skip
+
+
 def assert_no_spills(compiled, capability, tmp_path):
     ptx = tmp_path / "kernel.ptx"
     ptx.write_text(compiled.asm["ptx"])
@@ -225,18 +258,31 @@ def case(f, capability, d, fast):
 FAST_SCREENS = {(90, 8), (90, 256), (80, 64), (80, 256), (100, 16), (120, 128)}
 KERNELS = (rescore, scan, survey, round_codes, round_rows, pieces, join)
 SWEEPS = (sweep, sweep_upper_half, sweep_same_set)
+PASSES = (moments, pull_back)
 FAST = [(f, 90, 33) for f in (*KERNELS, *SWEEPS)] + [(rescore, 80, 256), (scan, 100, 3)]
 FAST += [(sweep, 80, 3), (sweep, 120, 64)]
-CASES = [
-    case(screen, c, d, (c, d) in FAST_SCREENS)
-    for c in TARGETS
-    for d in (8, 16, 32, 64, 128, 256, 384)
-] + [
-    case(f, c, d, (f, c, d) in FAST)
-    for f in (*KERNELS, *SWEEPS)
-    for c in TARGETS
-    for d in (3, 33, 64, 256)
-]
+FAST += [(moments, 90, 16), (pull_back, 90, 16), (moments, 120, 33), (pull_back, 80, 256)]
+FAST += [(iterate, 90, 16), (iterate, 90, 64), (iterate, 120, 64)]
+CASES = (
+    [
+        case(screen, c, d, (c, d) in FAST_SCREENS)
+        for c in TARGETS
+        for d in (8, 16, 32, 64, 128, 256, 384)
+    ]
+    + [
+        case(f, c, d, (f, c, d) in FAST)
+        for f in (*KERNELS, *SWEEPS)
+        for c in TARGETS
+        for d in (3, 33, 64, 256)
+    ]
+    + [
+        case(f, c, d, (f, c, d) in FAST)
+        for f in (*PASSES, iterate)
+        for c in TARGETS
+        for d in (3, 16, 33, 64, 256)
+        if f is not iterate or d <= 64
+    ]
+)
 
 
 @pytest.mark.parametrize(("f", "capability", "d"), CASES)
@@ -246,7 +292,9 @@ def test_it_compiles_without_spills_and_with_wide_offsets(f, capability, d, tmp_
     assert_wide_offsets(compiled)
 
 
-@pytest.mark.parametrize("kernel", [survey, round_codes, round_rows, rescore, scan, pieces])
+@pytest.mark.parametrize(
+    "kernel", [survey, round_codes, round_rows, rescore, scan, pieces, moments, pull_back]
+)
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 @pytest.mark.slow
 def test_half_precision_inputs(kernel, dtype, tmp_path):

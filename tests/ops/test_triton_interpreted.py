@@ -24,6 +24,9 @@ pytest.importorskip("triton", reason="triton is not installed; `pip install trit
 
 from vqkern.ops.code_sums import reference as sums_reference  # noqa: E402
 from vqkern.ops.code_sums import triton_kernels as sums  # noqa: E402
+from vqkern.ops.gaussian_w2 import iteration  # noqa: E402
+from vqkern.ops.gaussian_w2 import reference as gaussian_reference  # noqa: E402
+from vqkern.ops.gaussian_w2 import triton_kernels as gaussian  # noqa: E402
 from vqkern.ops.nearest_code import reference as nearest_reference  # noqa: E402
 from vqkern.ops.nearest_code import triton_kernels as nearest  # noqa: E402
 from vqkern.ops.squared_mmd import reference as mmd_reference  # noqa: E402
@@ -324,3 +327,64 @@ def test_squared_mmd_of_equal_and_of_bad_points():
         strided[:, ::2].clone(), strided[::2, ::2].clone(), bandwidths, False, True, True
     )
     assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+
+
+# sets, points, channels
+POINT_SETS = [(1, 1, 1), (2, 5, 3), (1, 300, 7), (2, 65, 33)]
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize(("b", "n", "d"), POINT_SETS)
+@interpreted
+def test_moments_and_pull_back(b, n, d, masked):
+    x = normal(b * n, d, 36).reshape(b, n, d) * torch.linspace(0.01, 2, d) + 20
+    valid = None
+    if masked:
+        valid = torch.rand(b, n, generator=torch.Generator().manual_seed(37)) > 0.4
+        x[~valid] = torch.nan
+    want = gaussian_reference.moments(x, valid)
+    for a, e in zip(gaussian.moments(x, valid), want, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-13)
+    matrix = normal(b * d, d, 38).double().reshape(b, d, d)
+    matrix, offset = matrix + matrix.mT, normal(b, d, 39).double()
+    got = gaussian.pull_back(x, valid, want[1], matrix, offset)
+    expected = gaussian_reference.pull_back(x, valid, want[1], matrix, offset)
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@interpreted
+def test_moments_of_halves_and_strides(dtype):
+    x = normal(50, 14, 40, dtype)[None, :, ::2]
+    for a, e in zip(gaussian.moments(x, None), gaussian_reference.moments(x, None), strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("d", [1, 5, 33])
+@interpreted
+def test_roots(d):
+    """The iteration in one program and that of matrix products against roots by eigh.
+
+    Of four problems, one has the least ridge, one a large one, one no variance, one is NaN.
+    """
+    points = [normal(4 * (d + 9), d, seed).reshape(4, -1, d) for seed in (41, 42)]
+    s1, s2 = (gaussian_reference.moments(p * torch.linspace(0.1, 3, d), None)[2] for p in points)
+    s1[3] *= torch.nan
+    s2[2] = 0
+    ridge = torch.tensor([0, 0.5, 0, 0], dtype=torch.float64)
+    want = gaussian_reference.roots(s1, s2, iteration.least_ridge(s1, s2, ridge), True)
+    for solve in (gaussian.roots, iteration.roots):
+        for a, e in zip(solve(s1, s2, ridge, True), want, strict=True):
+            torch.testing.assert_close(a, e, rtol=1e-8, atol=1e-8, equal_nan=True)
+
+
+@interpreted
+def test_gaussian_w2_with_gradients():
+    x, y = normal(60, 5, 43).requires_grad_(), (normal(50, 5, 44) * 2 + 1).requires_grad_()
+    for function in (vqkern.gaussian_w2, lambda x, y, **o: vqkern.prior_w2(y, **o) + x.sum()):
+        value = function(x, y, backend="triton")
+        got = torch.autograd.grad(value, (x, y))
+        expected = function(x.double(), y.double(), backend="torch")
+        torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
+        for a, b in zip(got, torch.autograd.grad(expected, (x, y)), strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-7)

@@ -11,7 +11,7 @@ from support import HAS_NATIVE
 import vqkern
 from vqkern.quantizers import EMA, MMD, Gradient, Table, VectorQuantizer
 
-NAMES = ["vanilla", "ema", "mmd"]
+NAMES = ["vanilla", "ema", "mmd", "wasserstein"]
 
 
 def build(name, **options):

@@ -29,6 +29,13 @@ def _near(n: int, k: int, d: int, generator: Generator) -> tuple[Tensor, Tensor]
     return z.mul_(1e-3).add_(codes[torch.randint(k, (n,), generator=generator)]), codes
 
 
+def _flat(n: int, k: int, d: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    z, codes = _gaussian(n, k, d, generator)
+    turn = torch.linalg.qr(torch.randn(d, d, generator=generator)).Q
+    codes[:, ::2] *= 1e-4
+    return z, codes @ turn
+
+
 def _offset(n: int, k: int, d: int, generator: Generator) -> tuple[Tensor, Tensor]:
     z, codes = _gaussian(n, k, d, generator)
     return z.add_(100), codes.add_(100)
@@ -44,6 +51,7 @@ DATA: dict[str, Callable[[int, int, int, Generator], tuple[Tensor, Tensor]]] = {
     "gaussian": _gaussian,  # both N(0, I)
     "sphere": _sphere,  # both on the unit sphere
     "near": _near,  # every vector within 1e-3 a channel of some code
+    "flat": _flat,  # codes with standard deviation 1e-4 in half of their directions, turned
     "offset": _offset,  # both N(100, I): unit variance far from the origin
     "duplicates": _duplicates,  # every code twice, shuffled: every row is an exact tie
 }

@@ -12,6 +12,7 @@ from torch import Tensor
 from .cases import Case
 from .contestants import (
     CODE_SUMS,
+    GAUSSIAN_W2,
     LAYER_STEP,
     LAYER_STEP_EMA,
     NEAREST_CODE,
@@ -157,6 +158,31 @@ def judge_mmd(case: Case, inputs: tuple[Tensor, ...]) -> Judge:
     return judge
 
 
+def judge_w2(case: Case, inputs: tuple[Tensor, ...]) -> Judge:
+    """Judges value and codes' gradient against numpy in float64, by another way than ours.
+
+    tr (S1 S2)^{1/2} is the nuclear norm of L1^T L2 for S = L L^T, found by singular values, and T
+    solves L1 U V^T = T L2, with no square root of a matrix and no eigenvalue of a product.
+    """
+    import numpy as np
+
+    x, y = (points.double().cpu().numpy() for points in inputs)
+    apart, centred = y.mean(0) - x.mean(0), y - y.mean(0)
+    # A QR factor of the points keeps digits that the covariance has squared away.
+    left, right = (np.linalg.qr((p - p.mean(0)) / np.sqrt(len(p) - 1), mode="r").T for p in (x, y))
+    u, singular, vt = np.linalg.svd(left.T @ right, full_matrices=False)
+    value = apart @ apart + (left**2).sum() + (right**2).sum() - 2 * singular.sum()
+    t = left @ u @ vt @ np.linalg.pinv(right)
+    gradient = 2 / case.k * apart + 2 / (case.k - 1) * (centred - centred @ t.T)
+    exact = torch.from_numpy(gradient)
+
+    def judge(output: tuple[Tensor, ...]) -> Verdict:
+        value_error = abs(float(output[0]) - value) / value
+        return Verdict(0, 0, error=max(value_error, _relative_error(output[1].cpu(), exact)))
+
+    return judge
+
+
 def _step_inputs(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     z, codes = case.vectors_and_codes()
     generator = torch.Generator().manual_seed(case.seed + 1)
@@ -250,6 +276,14 @@ OPERATIONS = {
             counted="count",
         ),
         Operation("squared_mmd", "Gpair/s", _distinct_pairs, _mmd_inputs, judge_mmd, SQUARED_MMD),
+        Operation(
+            "gaussian_w2",
+            "Gvalue/s",
+            lambda case: (case.n + case.k) * case.d / 1e9,
+            Case.vectors_and_codes,
+            judge_w2,
+            GAUSSIAN_W2,
+        ),
         Operation(
             "layer_step",
             "GFLOP/s",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..ops.checks import require_float
+from .estimators import straight_through as straight_through
+from .ranks import sum_over_ranks
 
 
 class QuantizeResult(NamedTuple):
@@ -35,7 +38,11 @@ class Usage(NamedTuple):
 
 
 class UsageCounter(nn.Module):
-    """Counts how often each of `num_codes` codes is chosen, without synchronising."""
+    """Counts how often each of `num_codes` codes is chosen, without synchronising with the host.
+
+    In training mode the tokens of all ranks count, on each of them; in eval mode, which need not
+    run on all, those of this rank.
+    """
 
     def __init__(self, num_codes: int) -> None:
         super().__init__()
@@ -45,9 +52,13 @@ class UsageCounter(nn.Module):
     @torch.no_grad()
     def add(self, index: Tensor, counted: Tensor) -> None:
         """Counts index [N] where `counted` [N]; an index of -1 there is a skipped token."""
-        hit = counted & (index >= 0)
-        self.count.scatter_add_(0, index.clamp_min(0), hit.long())
-        self.skipped += (counted & (index < 0)).sum()
+        place = torch.where(index >= 0, index, len(self.count))
+        hits = self.count.new_zeros(len(self.count) + 1)
+        hits.scatter_add_(0, place, counted.long())
+        if self.training:
+            sum_over_ranks(hits)
+        self.count += hits[:-1]
+        self.skipped += hits[-1]
 
     def reset(self) -> None:
         self.count.zero_()
@@ -69,9 +80,13 @@ class UsageCounter(nn.Module):
         )
 
 
-def straight_through(z: Tensor, nearest: Tensor) -> Tensor:
-    """`nearest` forward, the identity of z backward (van den Oord et al. 2017)."""
-    return z + (nearest - z).detach()
+def rowwise(
+    estimator: Callable[[Tensor, Tensor], Tensor], latents: Tensor, nearest: Tensor
+) -> Tensor:
+    """An estimator of rows [N, D], applied to latents [..., D]."""
+    dim = latents.shape[-1]
+    rows = estimator(latents.reshape(-1, dim), nearest.reshape(-1, dim))
+    return rows.reshape(latents.shape)
 
 
 class Quantizer(nn.Module):
@@ -84,6 +99,9 @@ class Quantizer(nn.Module):
 
     # How `build_quantizer` can build this quantizer again; None if it was composed by hand.
     config: dict | None = None
+    # For structures: whether an index has no token axis, and whether z must be [B, H, W, dim].
+    one_token = True
+    takes_maps = False
 
     def __init__(self, dim: int, *, channel_dim: int = -1) -> None:
         super().__init__()
@@ -94,11 +112,16 @@ class Quantizer(nn.Module):
         self.dim = dim
         self.channel_dim = channel_dim
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of z: `dim`, or more where a latent is described by more than its place."""
+        return self.dim
+
     def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizeResult:
         """Quantizes z.
 
         Args:
-            z: latents with `dim` channels at `channel_dim`, floating point.
+            z: latents with `in_channels` channels at `channel_dim`, floating point.
             mask: bool, z's shape without channels; False marks positions to leave alone: they get
                 index -1, pass z through and count nowhere.
 
@@ -115,7 +138,7 @@ class Quantizer(nn.Module):
         counted = self._checked_mask(mask, shape, z.device)
         quantized, index, loss = self._quantize(rows, counted)
         if mask is not None:
-            quantized = torch.where(counted[:, None], quantized, rows)
+            quantized = torch.where(counted[:, None], quantized, rows[:, : self.dim])
         return QuantizeResult(self._from_rows(quantized, shape), index.reshape(shape), loss)
 
     @torch.no_grad()
@@ -156,12 +179,13 @@ class Quantizer(nn.Module):
         name = type(self).__name__
         require_float(name, "z", z)
         axis = self.channel_dim
-        if not -z.dim() <= axis < z.dim() or z.shape[axis] != self.dim:
+        channels = self.in_channels
+        if not -z.dim() <= axis < z.dim() or z.shape[axis] != channels:
             raise ValueError(
-                f"{name}: z must have {self.dim} channels at dimension {axis}, got {list(z.shape)}"
+                f"{name}: z must have {channels} channels at dimension {axis}, got {list(z.shape)}"
             )
         last = z.movedim(axis, -1)
-        return last.reshape(-1, self.dim), last.shape[:-1]
+        return last.reshape(-1, channels), last.shape[:-1]
 
     def _from_rows(self, rows: Tensor, shape: torch.Size) -> Tensor:
         return rows.reshape(*shape, self.dim).movedim(-1, self.channel_dim)

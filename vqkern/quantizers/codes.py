@@ -1,11 +1,30 @@
-"""Code parametrisations: how the K effective codes are produced from parameters."""
+"""Code parametrisations: how the K effective codes are produced from parameters.
+
+A parametrisation is a module with `num_codes`, `dim`, a call without arguments that gives the codes
+[K, D], and `macs()`, the multiply-accumulates of its matrix products. All but the free table map
+another one, so they nest: ``Linear(Table(65536, 8))``; a table that is not to be trained is
+``Table(65536, 8).requires_grad_(False)``.
+"""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-INITS = ("normal", "uniform")
+INITS = ("normal", "scaled", "uniform")
+
+
+class Parametrisation(Protocol):
+    """What a quantizer asks of its codes; in practice an nn.Module."""
+
+    num_codes: int
+    dim: int
+
+    def __call__(self) -> Tensor: ...
+
+    def macs(self) -> int: ...
 
 
 class Table(nn.Module):
@@ -14,8 +33,8 @@ class Table(nn.Module):
     Args:
         num_codes: K, at least 1.
         dim: channels of a code.
-        init: ``"normal"`` draws N(0, I); ``"uniform"`` draws from (-1/K, 1/K), as the first VQGANs
-            did.
+        init: ``"normal"`` draws N(0, I); ``"scaled"`` draws N(0, I / dim), as SimVQ does;
+            ``"uniform"`` draws from (-1/K, 1/K), as the first VQGANs did.
     """
 
     def __init__(self, num_codes: int, dim: int, *, init: str = "normal") -> None:
@@ -24,9 +43,10 @@ class Table(nn.Module):
             raise ValueError(f"codebook_size must be at least 1, got {num_codes}")
         if init not in INITS:
             raise ValueError(f"init must be one of {INITS}, got {init!r}")
-        weight = torch.randn(num_codes, dim)
         if init == "uniform":
             weight = (torch.rand(num_codes, dim) * 2 - 1) / num_codes
+        else:
+            weight = torch.randn(num_codes, dim) * (dim**-0.5 if init == "scaled" else 1)
         self.weight = nn.Parameter(weight)
 
     @property
@@ -40,3 +60,83 @@ class Table(nn.Module):
     def forward(self) -> Tensor:
         """The codes [K, dim]."""
         return self.weight
+
+    def macs(self) -> int:
+        """None: the codes are there."""
+        return 0
+
+
+class Mapped(nn.Module):
+    """Base of the parametrisations that map the codes of another one.
+
+    Args:
+        embedding: the codes to map, most often a `Table`; the checkpoints of SimVQ, VAEVQ and FVQ
+            call it so.
+    """
+
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        if not all(hasattr(embedding, name) for name in ("num_codes", "dim", "macs")):
+            raise TypeError(
+                f"{type(self).__name__}: embedding must be a code parametrisation such as Table, "
+                f"got {type(embedding).__name__}"
+            )
+        self.embedding = embedding
+
+    @property
+    def num_codes(self) -> int:
+        return self.embedding.num_codes
+
+    @property
+    def dim(self) -> int:
+        return self.embedding.dim
+
+
+class Linear(Mapped):
+    """Codes E W + b (SimVQ, Zhu et al. 2024, with E frozen; VQGAN-LC and FVQ's baseline, trained).
+
+    One gradient moves all codes, chosen or not, through W.
+
+    Args:
+        embedding: E; pass ``Table(...).requires_grad_(False)`` for SimVQ.
+        bias: b, there in the released code of SimVQ.
+    """
+
+    def __init__(self, embedding: nn.Module, *, bias: bool = True) -> None:
+        super().__init__(embedding)
+        self.embedding_proj = nn.Linear(self.dim, self.dim, bias=bias)
+
+    def forward(self) -> Tensor:
+        """The codes [K, dim]."""
+        return self.embedding_proj(self.embedding())
+
+    def macs(self) -> int:
+        """K D^2 and those of the embedding."""
+        return self.embedding.macs() + self.num_codes * self.dim**2
+
+
+class MLP5(Mapped):
+    """Five linear layers of D x D with GELU between them (the MLP of FVQ, figure 3 and table 10).
+
+    The layers start with He's variance, so that the codes start about as wide as the embedding
+    instead of shrinking to a point.
+    """
+
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__(embedding)
+        self.layers = nn.ModuleList(nn.Linear(self.dim, self.dim) for _ in range(5))
+        for layer in self.layers:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+
+    def forward(self) -> Tensor:
+        """The codes [K, dim]."""
+        *hidden, last = self.layers
+        codes = self.embedding()
+        for layer in hidden:
+            codes = nn.functional.gelu(layer(codes))
+        return last(codes)
+
+    def macs(self) -> int:
+        """5 K D^2 and those of the embedding."""
+        return self.embedding.macs() + 5 * self.num_codes * self.dim**2

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 
-from .alignment import MMD, Alignment, build_alignment
-from .base import Quantizer
-from .codes import Table
-from .updates import EMA, Gradient
+from torch import nn
+
+from .alignment import MMD, Alignment, Wasserstein, build_alignment
+from .base import Quantizer, require_weight
+from .bridge import VQBridge
+from .codes import MLP5, Linear, Table
+from .compose import CODEBOOK_FREE, STRUCTURES, mgvq_options
+from .estimators import build_estimator
+from .updates import EMA, Gradient, Online, Revival
+from .variational import DCR, VariationalQuantizer
 from .vector import VectorQuantizer
 
 
@@ -21,14 +28,37 @@ def vanilla(
     codebook_weight: float = 1.0,
     alignment: Alignment | dict | None = None,
     channel_dim: int = -1,
+    estimator: str = "straight_through",
 ) -> VectorQuantizer:
     """VQ-VAE: a free table moved by the codebook loss."""
-    return VectorQuantizer(
+    return _compose(
         Table(codebook_size, dim, init=init),
-        update=Gradient(codebook_weight),
+        commitment=commitment,
+        codebook_weight=codebook_weight,
+        alignment=alignment,
+        channel_dim=channel_dim,
+        estimator=estimator,
+    )
+
+
+def _compose(
+    codes: nn.Module,
+    *,
+    rule: nn.Module | None = None,
+    commitment: float = 0.25,
+    codebook_weight: float = 1.0,
+    alignment: Alignment | dict | None = None,
+    channel_dim: int = -1,
+    estimator: str = "straight_through",
+) -> VectorQuantizer:
+    """A quantizer of any codes by the options of `vanilla`, moved by gradients or by `rule`."""
+    return VectorQuantizer(
+        codes,
+        update=Gradient(codebook_weight) if rule is None else rule,
         alignment=build_alignment(alignment),
         commitment=commitment,
         channel_dim=channel_dim,
+        estimator=build_estimator(estimator),
     )
 
 
@@ -39,15 +69,38 @@ def ema(
     init: str = "normal",
     commitment: float = 0.25,
     decay: float = 0.99,
+    smoothing: float = 0.0,
+    revive_after: int | None = None,
     channel_dim: int = -1,
+    estimator: str = "straight_through",
 ) -> VectorQuantizer:
-    """A free table moved by exponential moving averages (VQ-VAE appendix A.1, VQ-VAE-2)."""
+    """A free table moved by exponential moving averages (VQ-VAE appendix A.1, VQ-VAE-2).
+
+    `revive_after`: steps after which an unused code is set on a random feature; None: never.
+    """
+    rule = EMA(decay, smoothing=smoothing)
     return VectorQuantizer(
         Table(codebook_size, dim, init=init),
-        update=EMA(decay),
+        update=rule if revive_after is None else Revival(rule, after=revive_after),
         commitment=commitment,
         channel_dim=channel_dim,
+        estimator=build_estimator(estimator),
     )
+
+
+def online(
+    *,
+    dim: int,
+    codebook_size: int,
+    init: str = "normal",
+    codebook_weight: float = 1.0,
+    decay: float = 0.99,
+    anchor: str = "near",
+    **options,
+) -> VectorQuantizer:
+    """CVQ: vanilla, with little-used codes drawn to a feature (Zheng & Vedaldi 2023)."""
+    rule = Online(Gradient(codebook_weight), decay=decay, anchor=anchor)
+    return _compose(Table(codebook_size, dim, init=init), rule=rule, **options)
 
 
 def mmd(
@@ -62,19 +115,122 @@ def mmd(
     return vanilla(dim=dim, codebook_size=codebook_size, alignment=aligned, **options)
 
 
-PRESETS: dict[str, Callable[..., Quantizer]] = {"vanilla": vanilla, "ema": ema, "mmd": mmd}
+def wasserstein(
+    *,
+    dim: int,
+    codebook_size: int,
+    alignment: Alignment | dict | None = None,
+    **options,
+) -> VectorQuantizer:
+    """Wasserstein VQ (Fang et al. 2025): vanilla, with the codes' mean and covariance pulled to the
+    features'."""
+    aligned = Wasserstein() if alignment is None else build_alignment(alignment)
+    return vanilla(dim=dim, codebook_size=codebook_size, alignment=aligned, **options)
+
+
+def simvq(
+    *, dim: int, codebook_size: int, init: str = "scaled", bias: bool = True, **options
+) -> VectorQuantizer:
+    """SimVQ (Zhu et al. 2024): a frozen table behind a trained linear map."""
+    table = Table(codebook_size, dim, init=init).requires_grad_(False)
+    return _compose(Linear(table, bias=bias), **options)
+
+
+def linear(
+    *, dim: int, codebook_size: int, init: str = "scaled", bias: bool = True, **options
+) -> VectorQuantizer:
+    """A table behind a linear map, both trained (VQGAN-LC; FVQ's baseline)."""
+    return _compose(Linear(Table(codebook_size, dim, init=init), bias=bias), **options)
+
+
+def mlp(*, dim: int, codebook_size: int, init: str = "normal", **options) -> VectorQuantizer:
+    """A table behind a five-layer MLP, both trained (FVQ, figure 3)."""
+    return _compose(MLP5(Table(codebook_size, dim, init=init)), **options)
+
+
+def fvq(
+    *,
+    dim: int,
+    codebook_size: int,
+    init: str = "normal",
+    patch: int | None = None,
+    hidden: int | None = None,
+    depth: int = 2,
+    variant: str = "paper",
+    start: str = "spread",
+    **options,
+) -> VectorQuantizer:
+    """FVQ: a table behind VQBridge, both trained; the released start is ``init="uniform",
+    start="zero"``."""
+    codes = VQBridge(
+        Table(codebook_size, dim, init=init),
+        patch=patch,
+        hidden=hidden,
+        depth=depth,
+        variant=variant,
+        start=start,
+    )
+    return _compose(codes, **options)
+
+
+def vaevq(
+    *,
+    dim: int,
+    codebook_size: int,
+    init: str = "scaled",
+    parametrisation: str = "linear",
+    rcs_weight: float = 1.0,
+    kl_weight: float = 2.56e-4,
+    dcr_weight: float = 0.1,
+    form: str = "paper",
+    channel_dim: int = -1,
+    estimator: str = "straight_through",
+) -> VariationalQuantizer:
+    """VAEVQ: a Gaussian latent of 2 x dim channels, a trained table behind a linear map, DCR.
+
+    `parametrisation` may be ``"table"`` for free codes.
+    """
+    if parametrisation not in ("linear", "table"):
+        raise ValueError(f"parametrisation must be 'linear' or 'table', got {parametrisation!r}")
+    require_weight("dcr_weight", dcr_weight)
+    table = Table(codebook_size, dim, init=init)
+    return VariationalQuantizer(
+        Linear(table) if parametrisation == "linear" else table,
+        alignment=DCR(dcr_weight) if dcr_weight else None,
+        rcs_weight=rcs_weight,
+        kl_weight=kl_weight,
+        form=form,
+        channel_dim=channel_dim,
+        estimator=build_estimator(estimator),
+    )
+
+
+PRESETS: dict[str, Callable[..., Quantizer]] = {
+    "vanilla": vanilla,
+    "ema": ema,
+    "online": online,
+    "mmd": mmd,
+    "wasserstein": wasserstein,
+    "simvq": simvq,
+    "linear": linear,
+    "mlp": mlp,
+    "fvq": fvq,
+    "vaevq": vaevq,
+}
 
 
 def build_quantizer(name: str, *, dim: int, codebook_size: int, **options) -> Quantizer:
     """A quantizer by name.
 
     Args:
-        name: one of `PRESETS`.
+        name: one of `PRESETS`, ``mgvq``, or without a codebook ``fsq``, ``lfq``, ``bsq``. After any
+            but ``mgvq``, structures from the inside out: ``_halves``, ``_vp2``, ``_groups``,
+            ``_rq``, ``_var``, ``_sphere`` (``mmd_var``, ``vanilla_vp2_halves``).
         dim: channels of a latent.
-        codebook_size: number of codes K.
+        codebook_size: number of codes K of a token.
         **options: of the preset, such as ``commitment``, ``init``, ``channel_dim``, ``decay`` (ema)
-        or
-            ``alignment`` (mmd).
+            or ``alignment`` (mmd, wasserstein), and of the structures, such as ``depth`` (rq) or
+            ``patch_sizes`` (var); one that several have goes to the outermost.
 
     Returns:
         The quantizer; its `config` holds what was asked for, and ``build_quantizer(**config)``
@@ -83,8 +239,12 @@ def build_quantizer(name: str, *, dim: int, codebook_size: int, **options) -> Qu
     Raises:
         ValueError: the name or an option is unknown, or a value is out of range.
     """
-    if name not in PRESETS:
-        raise ValueError(f"build_quantizer: name must be one of {sorted(PRESETS)}, got {name!r}")
+    if not _is_known(name):
+        raise ValueError(
+            f"build_quantizer: name must be one of {sorted([*PRESETS, *CODEBOOK_FREE, 'mgvq'])}, "
+            f"or one of them with structures, {', '.join('_' + s for s in STRUCTURES)}, after it; "
+            f"got {name!r}"
+        )
     known = _options_of(name)
     unknown = sorted(set(options) - set(known))
     if unknown:
@@ -96,7 +256,7 @@ def build_quantizer(name: str, *, dim: int, codebook_size: int, **options) -> Qu
             raise ValueError(
                 f"build_quantizer: {label} must be a whole number of at least 1, got {value!r}"
             )
-    quantizer = PRESETS[name](dim=dim, codebook_size=codebook_size, **options)
+    quantizer = _build(name, dim, codebook_size, options)
     config = {"name": name, "dim": dim, "codebook_size": codebook_size, **options}
     if hasattr(config.get("alignment"), "config"):
         config["alignment"] = config["alignment"].config
@@ -104,9 +264,44 @@ def build_quantizer(name: str, *, dim: int, codebook_size: int, **options) -> Qu
     return quantizer
 
 
+def _is_known(name: str) -> bool:
+    if name in PRESETS or name in CODEBOOK_FREE or name == "mgvq":
+        return True
+    part, _, suffix = name.rpartition("_")
+    return suffix in STRUCTURES and part != "mgvq" and _is_known(part)
+
+
+def _build(name: str, dim: int, codebook_size: int, options: dict) -> Quantizer:
+    if name == "mgvq":
+        name, options = mgvq_options(options)
+    if name in PRESETS or name in CODEBOOK_FREE:
+        preset = {**PRESETS, **CODEBOOK_FREE}[name]
+        return preset(dim=dim, codebook_size=codebook_size, **options)
+    part, _, suffix = name.rpartition("_")
+    parameters = inspect.signature(STRUCTURES[suffix]).parameters
+    own = {k: options.get(k, parameters[k].default) for k in _options(STRUCTURES[suffix])}
+    inner = {k: v for k, v in options.items() if k not in own}
+    build_part = functools.partial(build_quantizer, part, **inner)
+    quantizer = STRUCTURES[suffix](build_part, dim, codebook_size, **own)
+    quantizer.structure = (suffix, own)
+    return quantizer
+
+
 def _options_of(name: str) -> list[str]:
-    parameters = inspect.signature(PRESETS[name]).parameters
-    options = [p for p in parameters if p not in ("dim", "codebook_size", "options")]
-    if "options" in parameters:  # passed on to vanilla
+    if name == "mgvq":
+        return _options_of("vanilla_groups")
+    if name not in PRESETS and name not in CODEBOOK_FREE:
+        part, _, suffix = name.rpartition("_")
+        own = _options(STRUCTURES[suffix])
+        return own + [p for p in _options_of(part) if p not in own]
+    preset = {**PRESETS, **CODEBOOK_FREE}[name]
+    options = _options(preset)
+    if "options" in inspect.signature(preset).parameters:  # passed on to vanilla
         options += [p for p in _options_of("vanilla") if p not in options]
     return options
+
+
+def _options(builder: Callable) -> list[str]:
+    """What a builder takes besides the part, its channels and the codebook's size."""
+    given = ("build", "dim", "codebook_size", "options")
+    return [p for p in inspect.signature(builder).parameters if p not in given]

@@ -1,18 +1,44 @@
 """Update rules: how codes move towards the features assigned to them.
 
-A rule is a module with three methods. `attach` prepares it for a parametrisation, `loss` returns
-the codebook loss of a step, `step` moves codes without a gradient. Both see rows that are not valid
-(masked or not finite) with index -1.
+`UpdateRule` is the whole interface; `Gradient` is the shortest example, `TableRule` what rules that
+overwrite codes share. `Revival` and `Online` are rules around another rule.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..ops import code_sums
+from .anchors import Anchors, farthest_features, nearest_features, random_features
 from .base import masked_mse, require_weight
 from .codes import Table
+from .ranks import sum_over_ranks
+
+
+class UpdateRule(Protocol):
+    """What a quantizer asks of its update rule; in practice an nn.Module, for its state.
+
+    Rows that are not valid (masked or not finite) come with index -1.
+    """
+
+    def attach(self, codes: nn.Module) -> None:
+        """Once, before the first step: the parametrisation whose codes are to move.
+
+        Raises:
+            TypeError: the rule cannot move such codes.
+        """
+
+    def loss(self, z: Tensor, nearest: Tensor, index: Tensor) -> Tensor:
+        """The codebook loss of a step, a float32 scalar: z, nearest [N, D], index [N]."""
+
+    def step(self, z: Tensor, index: Tensor) -> None:
+        """Moves codes without a gradient, after the loss; all ranks must end with the same."""
+
+    def reset(self, moved: Tensor | None = None) -> None:
+        """The `moved` [K] codes (None: all) were overwritten: forget what is known of them."""
 
 
 class Gradient(nn.Module):
@@ -36,62 +62,41 @@ class Gradient(nn.Module):
     def step(self, z: Tensor, index: Tensor) -> None:
         """The optimiser moves the codes."""
 
+    def reset(self, moved: Tensor | None = None) -> None:
+        """There is nothing to forget."""
+
     def extra_repr(self) -> str:
         return f"weight={self.weight}"
 
 
-class EMA(nn.Module):
-    """Codes are exponential moving averages of their features (van den Oord et al. 2017, appendix
-    A.1).
+class TableRule(nn.Module):
+    """Base of the rules that overwrite the codes of a free table.
 
-    n_k <- decay n_k + (1 - decay) count_k and S_k <- decay S_k + (1 - decay) total_k; a code that
-    received features moves to S_k / n_k. One that received none has the same ratio as before and
-    does not move: smoothing its count would pull it to the origin. Count and total are summed over
-    ranks.
-
-    Args:
-        decay: in [0, 1).
+    Its floating-point buffers are statistics: they stay float32 in a half-precision model.
     """
-
-    def __init__(self, decay: float = 0.99) -> None:
-        super().__init__()
-        if not isinstance(decay, (int, float)) or not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay!r}")
-        self.decay = decay
 
     def attach(self, codes: nn.Module) -> None:
         if not isinstance(codes, Table):
             raise TypeError(
-                f"EMA moves a free table of codes, got {type(codes).__name__}; use Gradient there"
+                f"{type(self).__name__} moves a free table of codes, got {type(codes).__name__}; "
+                "use Gradient there"
             )
-        codes.weight.requires_grad_(False)
         # A list hides the module: its parameters belong to the quantizer, not twice to the rule.
         self._codes = [codes]
-        self.register_buffer("count", torch.ones(codes.num_codes))
-        self.register_buffer("total", codes.weight.detach().float().clone())
+
+    @property
+    def table(self) -> Tensor:
+        return self._codes[0].weight
 
     def loss(self, z: Tensor, nearest: Tensor, index: Tensor) -> Tensor:
         return z.new_zeros((), dtype=torch.float32)
 
-    @torch.no_grad()
-    def step(self, z: Tensor, index: Tensor) -> None:
-        (codes,) = self._codes
-        count, total = code_sums(z.detach(), index, codes.num_codes)
-        count = count.to(self.count.dtype)
-        total = total.to(self.total.dtype)
-        sum_over_ranks(count)
-        sum_over_ranks(total)
-        self.count.lerp_(count, 1 - self.decay)
-        self.total.lerp_(total, 1 - self.decay)
-        average = self.total / self.count.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
-        moved = torch.where((count > 0)[:, None], average.to(codes.weight.dtype), codes.weight)
-        codes.weight.copy_(moved)
-
-    @torch.no_grad()
-    def reset(self) -> None:
-        """Forgets the statistics: every code counts as one feature at its place."""
-        self.count.fill_(1)
-        self.total.copy_(self._codes[0].weight)
+    def _move(self, rows: Tensor, where: Tensor) -> Tensor:
+        """Overwrites the codes `where` [K] by rows [K, D] that are finite; says which it did."""
+        rows = rows.to(self.table.dtype)
+        moved = where & rows.isfinite().all(-1)
+        self.table.copy_(torch.where(moved[:, None], rows, self.table))
+        return moved
 
     def _apply(self, fn, recurse: bool = True):
         # .half() and .bfloat16() move the statistics, and leave them float32: decay .999 needs it.
@@ -102,26 +107,194 @@ class EMA(nn.Module):
                 self._buffers[name] = buffer.to(self._buffers[name].device)
         return self
 
-    def __deepcopy__(self, memo):
-        # The copy's table is the copied quantizer's, wherever deepcopy meets it first.
-        import copy
 
-        result = EMA(self.decay)
-        memo[id(self)] = result
-        result.training = self.training
-        if hasattr(self, "_codes"):
-            result._codes = [copy.deepcopy(self._codes[0], memo)]
-            result.register_buffer("count", self.count.clone())
-            result.register_buffer("total", self.total.clone())
-        return result
+class EMA(TableRule):
+    """Codes are exponential moving averages of their features (van den Oord et al. 2017, appendix
+    A.1).
+
+    n_k <- decay n_k + (1 - decay) count_k and S_k <- decay S_k + (1 - decay) total_k, count and
+    total summed over ranks; a code that received features moves to S_k / n_k. One that received
+    none has the same ratio as before and does not move.
+
+    Args:
+        decay: in [0, 1).
+        smoothing: epsilon of the Laplace-smoothed counts of the common implementations, 1e-5 there:
+            every code, used or not, moves to S_k / n'_k with n'_k = (n_k + epsilon) / (n + K
+            epsilon) n, n = sum n_k. Codes that stay unused drift to the origin. 0: as above.
+    """
+
+    def __init__(self, decay: float = 0.99, *, smoothing: float = 0.0) -> None:
+        super().__init__()
+        _require_decay(decay)
+        require_weight("smoothing", smoothing)
+        self.decay = decay
+        self.smoothing = smoothing
+
+    def attach(self, codes: nn.Module) -> None:
+        super().attach(codes)
+        codes.weight.requires_grad_(False)
+        self.register_buffer("count", torch.ones(codes.num_codes))
+        self.register_buffer("total", codes.weight.detach().float().clone())
+
+    @torch.no_grad()
+    def step(self, z: Tensor, index: Tensor) -> None:
+        count, total = code_sums(z.detach(), index, len(self.table))
+        count = count.to(self.count.dtype)
+        total = total.to(self.total.dtype)
+        sum_over_ranks(count)
+        sum_over_ranks(total)
+        # A sum of finite features may overflow; such a code counts as not used.
+        usable = total.isfinite().all(-1)
+        count = torch.where(usable, count, 0)
+        total = torch.where(usable[:, None], total, 0)
+        self._blend(count, total)
+        counts, hit = self.count, count > 0
+        if self.smoothing:
+            everything, hit = counts.sum(), hit.any() | torch.zeros_like(hit)
+            share = everything + len(counts) * self.smoothing
+            counts = (counts + self.smoothing) / share * everything
+        self._move(self.total / counts.clamp_min(torch.finfo(torch.float32).tiny)[:, None], hit)
+
+    def _blend(self, count: Tensor, total: Tensor) -> None:
+        self.count.lerp_(count, 1 - self.decay)
+        self.total.lerp_(total, 1 - self.decay)
+
+    @torch.no_grad()
+    def reset(self, moved: Tensor | None = None) -> None:
+        """Forgets the statistics: every moved code counts as one feature at its place."""
+        moved = torch.ones_like(self.count, dtype=torch.bool) if moved is None else moved
+        self.count.masked_fill_(moved, 1)
+        self.total.copy_(torch.where(moved[:, None], self.table.float(), self.total))
 
     def extra_repr(self) -> str:
-        return f"decay={self.decay}"
+        return f"decay={self.decay}, smoothing={self.smoothing}"
 
 
-def sum_over_ranks(tensor: Tensor) -> None:
-    """Adds up `tensor` in place over all ranks, where torch.distributed runs with more than one."""
-    import torch.distributed as dist
+class _Around(TableRule):
+    """Base of the rules around another: the loss is the inner rule's, as is the first step."""
 
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(tensor)
+    def __init__(self, rule: nn.Module | None) -> None:
+        super().__init__()
+        self.rule = Gradient() if rule is None else rule
+
+    def attach(self, codes: nn.Module) -> None:
+        super().attach(codes)
+        self.rule.attach(codes)
+
+    def loss(self, z: Tensor, nearest: Tensor, index: Tensor) -> Tensor:
+        return self.rule.loss(z, nearest, index)
+
+    def _hits(self, index: Tensor) -> Tensor:
+        """Features per code of all ranks, int64 [K]."""
+        hits = torch.zeros(len(self.table), dtype=torch.int64, device=index.device)
+        hits.scatter_add_(0, index.clamp_min(0), (index >= 0).long())
+        sum_over_ranks(hits)
+        return hits
+
+
+class Revival(_Around):
+    """Another rule, and codes that stay unused are set on random features (Dhariwal et al. 2020).
+
+    A code that no feature of any rank chose in `after` steps moves to a random valid feature of the
+    batch of all ranks, and the inner rule forgets it. Two codes never get the same feature: where
+    the batch is too small for all dead codes, the others wait.
+
+    Args:
+        rule: what moves the living codes; None is `Gradient()`.
+        after: steps without use, at least 1.
+        seed: of the choice of features.
+    """
+
+    def __init__(self, rule: nn.Module | None = None, *, after: int = 100, seed: int = 0) -> None:
+        super().__init__(rule)
+        if not isinstance(after, int) or isinstance(after, bool) or after < 1:
+            raise ValueError(f"after must be a whole number of at least 1, got {after!r}")
+        self.after = after
+        self.seed = seed
+
+    def attach(self, codes: nn.Module) -> None:
+        super().attach(codes)
+        self.register_buffer("idle", torch.zeros(codes.num_codes, dtype=torch.int64))
+        self.register_buffer("steps", torch.tensor(self.seed, dtype=torch.int64))
+
+    @torch.no_grad()
+    def step(self, z: Tensor, index: Tensor) -> None:
+        self.rule.step(z, index)
+        hits = self._hits(index)
+        # A batch without a single feature says nothing about the codes.
+        self.idle.copy_(torch.where(hits > 0, 0, self.idle + hits.any().long()))
+        self.steps += 1
+        dead = self.idle >= self.after
+        rows, found = random_features(z, index >= 0, dead, self.steps)
+        moved = self._move(rows, found)
+        self.idle.masked_fill_(moved, 0)
+        self.rule.reset(moved)
+
+    @torch.no_grad()
+    def reset(self, moved: Tensor | None = None) -> None:
+        self.idle.masked_fill_(torch.ones_like(self.idle).bool() if moved is None else moved, 0)
+        self.rule.reset(moved)
+
+    def extra_repr(self) -> str:
+        return f"after={self.after}, seed={self.seed}"
+
+
+class Online(_Around):
+    """Another rule, and little-used codes are drawn to a feature (CVQ, Zheng & Vedaldi 2023).
+
+    p_k <- decay p_k + (1 - decay) count_k / N over the features of all ranks (eq. 4), and e_k <- (1
+    - a_k) e_k + a_k anchor_k with a_k = exp(-10 K p_k / (1 - decay) - .001) (eq. 5): a code unused
+    for long lands on its anchor, one with its fair share does not feel it.
+
+    Args:
+        rule: what moves the codes otherwise; None is `Gradient()`.
+        decay: of the running usage p, in [0, 1).
+        anchor: ``"near"``, the feature of all ranks nearest to the code, or ``"far"``, the farthest
+            one, as the code released with VQ-Transplant has it (there with decay .8).
+    """
+
+    def __init__(
+        self, rule: nn.Module | None = None, *, decay: float = 0.99, anchor: str = "near"
+    ) -> None:
+        super().__init__(rule)
+        _require_decay(decay)
+        if anchor not in _ANCHORS:
+            raise ValueError(f"anchor must be one of {sorted(_ANCHORS)}, got {anchor!r}")
+        self.decay = decay
+        self.anchor = anchor
+
+    def attach(self, codes: nn.Module) -> None:
+        super().attach(codes)
+        self.register_buffer("share", torch.zeros(codes.num_codes))
+
+    @torch.no_grad()
+    def step(self, z: Tensor, index: Tensor) -> None:
+        self.rule.step(z, index)
+        hits = self._hits(index)
+        features = hits.sum()
+        share = hits / features.clamp_min(1)
+        # A batch without a single feature says nothing about the codes.
+        self.share.lerp_(share.to(self.share.dtype), (1 - self.decay) * (features > 0).float())
+        pull = torch.exp(-10 * len(hits) * self.share / (1 - self.decay) - 1e-3)[:, None]
+        anchors: Anchors = _ANCHORS[self.anchor](z, index >= 0, self.table)
+        before = self.table.float()
+        rows = before.lerp(anchors.rows.float(), pull)
+        self.rule.reset(self._move(rows, anchors.found & (rows != before).any(-1)))
+
+    @torch.no_grad()
+    def reset(self, moved: Tensor | None = None) -> None:
+        """The moved codes count as used by their fair share."""
+        moved = torch.ones_like(self.share).bool() if moved is None else moved
+        self.share.masked_fill_(moved, 1 / len(self.share))
+        self.rule.reset(moved)
+
+    def extra_repr(self) -> str:
+        return f"decay={self.decay}, anchor={self.anchor!r}"
+
+
+_ANCHORS = {"near": nearest_features, "far": farthest_features}
+
+
+def _require_decay(decay: float) -> None:
+    if not isinstance(decay, (int, float)) or not 0 <= decay < 1:
+        raise ValueError(f"decay must be in [0, 1), got {decay!r}")

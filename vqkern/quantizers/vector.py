@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -16,10 +14,11 @@ from .base import (
     UsageCounter,
     masked_mse,
     require_weight,
-    straight_through,
+    rowwise,
 )
 from .codes import Table
-from .updates import EMA, Gradient
+from .estimators import Estimator, estimator_option, straight_through
+from .updates import Gradient
 
 
 class VectorQuantizer(Quantizer):
@@ -28,7 +27,8 @@ class VectorQuantizer(Quantizer):
     loss = commitment * mse(z, sg e) + update.loss + alignment, means over tokens and channels.
 
     Args:
-        codes: the parametrisation, a module whose call gives the codes [K, dim].
+        codes: the parametrisation, a module whose call gives the codes [K, dim]. Autocast never
+            reaches it: indices are those of its codes in their own precision.
         update: how codes move; None is `Gradient()`.
         alignment: what pulls the codes' distribution to the features; None for nothing.
         commitment: weight of the pull of the encoder to its codes (beta).
@@ -44,7 +44,7 @@ class VectorQuantizer(Quantizer):
         alignment: Alignment | None = None,
         commitment: float = 0.25,
         channel_dim: int = -1,
-        estimator: Callable[[Tensor, Tensor], Tensor] = straight_through,
+        estimator: Estimator = straight_through,
     ) -> None:
         super().__init__(codes.dim, channel_dim=channel_dim)
         require_weight("commitment", commitment)
@@ -66,7 +66,8 @@ class VectorQuantizer(Quantizer):
 
     @property
     def codes(self) -> Tensor:
-        return self.parametrisation()
+        with torch.autocast(self.counter.count.device.type, enabled=False):
+            return self.parametrisation()
 
     def _search(self, rows: Tensor) -> Tensor:
         return nearest_code(rows.detach(), self.codes.detach()).index
@@ -79,14 +80,41 @@ class VectorQuantizer(Quantizer):
         nearest = take_codes(codes, index)
         if not self.training:
             return nearest.to(rows.dtype), index, rows.new_zeros((), dtype=torch.float32)
-        valid = index >= 0
-        loss = self.commitment * masked_mse(rows, nearest.detach(), valid)
+        loss = self._learn(rows, nearest, index, codes)
+        return self.estimator(rows, nearest.detach().to(rows.dtype)), index, loss
+
+    # What structures need of a part (structure.py): latents are [..., dim], an index [...].
+
+    def _snapshot(self) -> Tensor:
+        return self.codes
+
+    def _assign(self, latents: Tensor, codes: Tensor) -> Tensor:
+        return nearest_code(latents.detach(), codes.detach()).index
+
+    def _take(self, codes: Tensor, index: Tensor) -> Tensor:
+        return take_codes(codes, index)
+
+    def _estimate(self, latents: Tensor, nearest: Tensor) -> Tensor:
+        return rowwise(self.estimator, latents, nearest)
+
+    def _learn(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: Tensor) -> Tensor:
+        rows, nearest = latents.reshape(-1, self.dim), nearest.reshape(-1, self.dim)
+        index = index.flatten()
+        loss = self.commitment * masked_mse(rows, nearest.detach(), index >= 0)
         loss = loss + self.update.loss(rows, nearest, index)
+        return loss + self._settle(rows, index, codes)
+
+    def _settle(self, latents: Tensor, index: Tensor, codes: Tensor) -> Tensor:
+        rows, index = latents.reshape(-1, self.dim), index.flatten()
+        loss = rows.new_zeros((), dtype=torch.float32)
         if self.alignment is not None:
-            loss = loss + self.alignment(rows, valid, codes)
-        quantized = self.estimator(rows, nearest.detach().to(rows.dtype))
+            # A copy: the update rule may overwrite codes that an alignment keeps for its gradient.
+            loss = loss + self.alignment(rows, index >= 0, codes.clone())
         self.update.step(rows, index)
-        return quantized, index, loss
+        return loss
+
+    def _count(self, index: Tensor, counted: Tensor) -> None:
+        self.counter.add(index.flatten(), counted.flatten())
 
     def decode(self, index: Tensor) -> Tensor:
         return take_codes(self.codes, index).movedim(-1, self.channel_dim)
@@ -115,21 +143,31 @@ class VectorQuantizer(Quantizer):
         if not bool(codes.isfinite().all()):
             raise ValueError("codes must be finite, got NaN or infinity")
         weight.copy_(codes)
-        if isinstance(self.update, EMA):
-            self.update.reset()
+        self.update.reset()
 
     def fold(self) -> VectorQuantizer:
         """A plain quantizer with the effective codes as its table, and nothing that moves them."""
         codes = self.codes.detach()
-        folded = VectorQuantizer(
-            Table(*codes.shape), commitment=self.commitment, channel_dim=self.channel_dim
-        ).to(device=codes.device, dtype=codes.dtype)
-        folded.load_codes(codes)
+        folded, options = self._around(Table(*codes.shape))
+        folded.to(device=codes.device, dtype=codes.dtype).load_codes(codes)
         folded.config = {
-            "name": "vanilla",
             "dim": self.dim,
             "codebook_size": self.codebook_size,
             "channel_dim": self.channel_dim,
-            "commitment": self.commitment,
+            **options,
         }
         return folded.train(self.training)
+
+    def _around(self, table: Table) -> tuple[VectorQuantizer, dict]:
+        """A quantizer like this one around a table moved by gradients, and how to build it."""
+        quantizer = VectorQuantizer(
+            table,
+            commitment=self.commitment,
+            channel_dim=self.channel_dim,
+            estimator=self.estimator,
+        )
+        return quantizer, {
+            "name": "vanilla",
+            "commitment": self.commitment,
+            **estimator_option(self.estimator),
+        }

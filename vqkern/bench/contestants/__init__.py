@@ -6,6 +6,7 @@ timed and returns the timed call, whose output is a tensor or a tuple of tensors
 
 from .base import Call, Contestant, Output, resolved_backend
 from .code_sums import CODE_SUMS
+from .gaussian_w2 import GAUSSIAN_W2
 from .layer_step import LAYER_STEP, LAYER_STEP_EMA
 from .nearest_code import NEAREST_CODE, NEAREST_CODE_COMPILED
 from .squared_mmd import SQUARED_MMD
@@ -14,6 +15,7 @@ __all__ = [
     "CODE_SUMS",
     "Call",
     "Contestant",
+    "GAUSSIAN_W2",
     "LAYER_STEP",
     "LAYER_STEP_EMA",
     "NEAREST_CODE",

@@ -90,10 +90,15 @@ def backend_note(case: Case) -> str:
     return f"backend {resolved_backend(case)}"
 
 
+def not_twice(case: Case) -> str | None:
+    """The limit of the torch reference: it does not run where it is this package's own default."""
+    return "auto is the torch reference here" if resolved_backend(case) == "torch" else None
+
+
 def reference_limit(case: Case) -> str | None:
-    """The limit of the float64 reference."""
-    if resolved_backend(case) == "torch":
-        return "auto is the torch reference here"
+    """The limit of a torch reference that scores every pair in float64."""
+    if not_twice(case) is not None:
+        return not_twice(case)
     if case.n * case.k > REFERENCE_SCORES:
         return f"the float64 reference is timed up to {power_of_two(REFERENCE_SCORES)}"
     return None

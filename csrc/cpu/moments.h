@@ -1,0 +1,22 @@
+// Moments of point sets and the affine maps that pull their gradients back to the points.
+#pragma once
+
+#include <cstdint>
+
+#include "moment_passes.h"
+
+namespace vqkern {
+
+// x [batch][n][dim]; valid [batch][n] says which points count, null: all. count [batch], mean
+// [batch][dim], unbiased covariance [batch][dim][dim]: zeros where there are too few points.
+void moments(const float* x, const bool* valid, int64_t batch, int64_t n, int64_t dim,
+             double* count, double* mean, double* covariance, int threads,
+             const MomentKernels& kernels);
+
+// out [batch][n][dim] = matrix (x - mean) + offset, 0 where not valid. matrix [batch][dim][dim] is
+// symmetric; mean and offset are [batch][dim].
+void pull_back(const float* x, const bool* valid, int64_t batch, int64_t n, int64_t dim,
+               const double* mean, const double* matrix, const double* offset, float* out,
+               int threads, const MomentKernels& kernels);
+
+}  // namespace vqkern

@@ -1,0 +1,106 @@
+"""One token from several: the joint index of a product, its inverse, and its usage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from .base import Usage, UsageCounter
+
+# Above so many implicit codes nothing is made that has a row for each of them.
+MAX_EXPLICIT_CODES = 2**24
+
+
+def joint_size(name: str, sizes: Sequence[int]) -> int:
+    """K = n_1 ... n_M.
+
+    Raises:
+        ValueError: an index of K codes does not fit in int64.
+    """
+    size = prod(sizes)
+    if size > 2**63:
+        raise ValueError(
+            f"{name}: a joint index of {' x '.join(map(str, sizes))} = {size} codes does not fit "
+            "in int64; at most 2^63 codes do: use fewer parts, or a token each"
+        )
+    return size
+
+
+def join_index(digits: Tensor, sizes: Sequence[int]) -> Tensor:
+    """r = r_1 + sum_m (n_1 ... n_{m-1}) r_m (unifying view, eqs. 5 and 9).
+
+    Args:
+        digits: int64 [..., M], each in [0, n_m) or -1.
+        sizes: n_m.
+
+    Returns:
+        int64 [...]; -1 where any digit is.
+    """
+    joint = torch.zeros_like(digits[..., 0])
+    base = 1
+    for m, size in enumerate(sizes):
+        if size > 1:  # a digit that is always 0 may have a base beyond int64
+            joint = joint + digits[..., m] * base
+        base *= size
+    return torch.where((digits < 0).any(-1), -1, joint)
+
+
+def split_index(index: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The digits [..., M] of a joint index [...], the inverse of `join_index`.
+
+    Raises:
+        IndexError: an index is below -1 or not below n_1 ... n_M.
+    """
+    return _split_index(index.long(), list(sizes))
+
+
+# An op, because it looks at values: compiled and exported graphs keep the check.
+@torch.library.custom_op("vqkern::split_index", mutates_args=())
+def _split_index(index: Tensor, sizes: Sequence[int]) -> Tensor:
+    wrong = (index < -1) | (index > prod(sizes) - 1)
+    if bool(wrong.any()):
+        position = wrong.nonzero()[0].tolist()
+        raise IndexError(
+            f"split_index: index{position} is {int(index[tuple(position)])}; "
+            f"it must be in [0, {prod(sizes)}), or -1 for no code"
+        )
+    digits = index.new_empty(*index.shape, len(sizes))
+    rest = index.clamp_min(0)
+    for m, size in enumerate(sizes):
+        digits[..., m] = rest % size
+        rest = rest // size
+    return digits.masked_fill_((index < 0)[..., None], -1)
+
+
+@_split_index.register_fake
+def _(index: Tensor, sizes: Sequence[int]) -> Tensor:
+    return index.new_empty(*index.shape, len(sizes))
+
+
+class JointCounter(nn.Module):
+    """Usage of n_1 ... n_M joint codes: counted jointly up to 2^24 codes, else digit by digit."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.sizes = tuple(sizes)
+        self.joint = prod(sizes) <= MAX_EXPLICIT_CODES
+        counted = [prod(sizes)] if self.joint else sizes
+        self.counters = nn.ModuleList(UsageCounter(size) for size in counted)
+
+    def add(self, index: Tensor, counted: Tensor) -> None:
+        """Counts joint indices [N] where `counted` [N]."""
+        digits = index[:, None] if self.joint else split_index(index, self.sizes)
+        for m, counter in enumerate(self.counters):
+            counter.add(digits[:, m], counted)
+
+    def reset(self) -> None:
+        for counter in self.counters:
+            counter.reset()
+
+    def usage(self) -> Usage | list[Usage]:
+        """Of the joint codes; above 2^24 of them one Usage a digit, that is, a part or channel."""
+        usages = [counter.usage() for counter in self.counters]
+        return usages[0] if self.joint else usages

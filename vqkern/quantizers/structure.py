@@ -1,0 +1,182 @@
+"""What structured and codebook-free quantizers share: the protocol by which quantizers nest.
+
+A part is a quantizer with these methods. Latents are [..., dim], channels last; an index is
+[..., *tokens], where `tokens` are the token axes that the part itself adds; a snapshot of the
+codes is taken once a call, so that a projector runs once however often its codes are searched.
+
+    _snapshot() -> codes                                   what the other methods take
+    _assign(latents, codes) -> index                       the search; -1 where not finite
+    _take(codes, index) -> nearest                         differentiable in the codes; NaN at -1
+    _estimate(latents, nearest) -> quantized               the gradient's way to the latents
+    _learn(latents, nearest, index, codes) -> loss         a training step: losses and updates
+    _settle(latents, index, codes) -> loss                 the same without the two pulls between
+                                                           latents and codes: alignment and updates
+    _count(index, counted)                                 usage
+
+Rows that are masked come as NaN, so that one rule covers both: index -1 takes part in nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.checks import require_float, require_index
+from .base import Quantizer, QuantizeResult, Usage, straight_through
+
+
+class Composable(Quantizer):
+    """A quantizer made of the methods above: forward, encode and decode follow from them."""
+
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizeResult:
+        latents = self._to_latents(z)
+        positions = latents.shape[:-1]
+        counted = self._checked_mask(mask, positions, z.device).reshape(positions)
+        counted = self._whole(counted)
+        usable = latents if mask is None else latents.masked_fill(~counted[..., None], torch.nan)
+        codes = self._snapshot()
+        with torch.no_grad():
+            index = self._assign(usable, codes)
+            self._count(index, counted)
+        nearest = self._take(codes, index)
+        quantized = nearest.detach().to(z.dtype)
+        loss = latents.new_zeros((), dtype=torch.float32)
+        if self.training:
+            quantized = self._estimate(usable, quantized)
+            loss = self._learn(usable, nearest, index, codes)
+        if mask is not None:
+            quantized = torch.where(counted[..., None], quantized, latents)
+        return QuantizeResult(quantized.movedim(-1, self.channel_dim), index, loss)
+
+    @torch.no_grad()
+    def encode(self, z: Tensor) -> Tensor:
+        return self._assign(self._to_latents(z), self._snapshot())
+
+    def decode(self, index: Tensor) -> Tensor:
+        require_index(type(self).__name__, "index", index)
+        return self._take(self._snapshot(), index).movedim(-1, self.channel_dim)
+
+    def _to_latents(self, z: Tensor) -> Tensor:
+        name = type(self).__name__
+        require_float(name, "z", z)
+        axis = self.channel_dim
+        if not -z.dim() <= axis < z.dim() or z.shape[axis] != self.dim:
+            raise ValueError(
+                f"{name}: z must have {self.dim} channels at dimension {axis}, got {list(z.shape)}"
+            )
+        return z.movedim(axis, -1)
+
+    def _whole(self, counted: Tensor) -> Tensor:
+        """`counted` [...] where what is quantized as one is counted as one."""
+        return counted
+
+    def _estimate(self, latents: Tensor, nearest: Tensor) -> Tensor:
+        return straight_through(latents, nearest)
+
+
+class Structured(Composable):
+    """A quantizer composed of parts: `parts` holds each once, however often it is used.
+
+    Args:
+        parts: quantizers that `checked_parts` has seen.
+        dim: channels of z.
+        channel_dim: where z has its channels: -1, or 1 for feature maps.
+    """
+
+    # How `build_quantizer` named the structure and its own options; None if composed by hand.
+    structure: tuple[str, dict] | None = None
+
+    def __init__(self, parts: Sequence[Quantizer], dim: int, *, channel_dim: int = -1) -> None:
+        super().__init__(dim, channel_dim=channel_dim)
+        self.parts = nn.ModuleList(parts)
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes of a token; of the largest if the parts differ."""
+        return max(part.codebook_size for part in self.parts)
+
+    @property
+    def codes(self) -> list:
+        """The effective codes of every part: [K, dim] each, or a list if the part is structured."""
+        return [part.codes for part in self.parts]
+
+    def usage(self) -> list[Usage] | Usage:
+        """One Usage a part; the part's list if it is structured itself."""
+        return [part.usage() for part in self.parts]
+
+    def reset_usage(self) -> None:
+        for part in self.parts:
+            part.reset_usage()
+
+    def load_codes(self, codes: Sequence) -> None:
+        """Overwrites the codes of every part: a list as `codes` gives it."""
+        if len(codes) != len(self.parts):
+            raise ValueError(
+                f"codes must be a list of {len(self.parts)}, one a part, got {len(codes)}"
+            )
+        for part, own in zip(self.parts, codes, strict=True):
+            part.load_codes(own)
+
+    def fold(self) -> Structured:
+        """The same structure of folded parts: codes in plain tables, and nothing that moves them.
+
+        Indices and outputs are those of this quantizer; what a structure adds after the codes, as
+        the convolutions of a multi-scale quantizer, stays.
+        """
+        # The parts are folded, never copied: a projector may be larger than the codes.
+        parts = [part.fold() for part in self.parts]
+        memo = {id(part): new for part, new in zip(self.parts, parts, strict=True)}
+        folded = copy.deepcopy(self, memo)
+        folded.config = None
+        if self.structure is not None and parts[0].config is not None:
+            suffix, own = self.structure
+            inner = {k: v for k, v in parts[0].config.items() if k not in ("name", "channel_dim")}
+            name = f"{parts[0].config['name']}_{suffix}"
+            folded.config = {**inner, **self._base_config(), **own, "name": name}
+        return folded.train(self.training)
+
+    def _base_config(self) -> dict:
+        config = self.config or {}
+        return {k: config[k] for k in ("dim", "codebook_size", "channel_dim") if k in config}
+
+    def _snapshot(self) -> list:
+        return [part._snapshot() for part in self.parts]
+
+
+def checked_parts(name: str, parts: Iterable[Quantizer]) -> list[Quantizer]:
+    """The parts of a structure as a list.
+
+    Raises:
+        TypeError: a part is not a quantizer that can be composed.
+        ValueError: there is none, one came twice, has a layout of its own, or nested masking.
+    """
+    parts = list(parts)
+    if not parts:
+        raise ValueError(f"{name}: parts is empty; it needs at least one quantizer")
+    for number, part in enumerate(parts):
+        if not hasattr(part, "_settle"):
+            raise TypeError(
+                f"{name}: parts[{number}] must be a quantizer that can be part of a structure, "
+                f"got {type(part).__name__}"
+            )
+        if getattr(part, "in_channels", part.dim) != part.dim:
+            raise TypeError(
+                f"{name}: parts[{number}] must take as many channels as it gives, "
+                f"{type(part).__name__} takes {part.in_channels} and gives {part.dim}"
+            )
+        if part.channel_dim != -1:
+            raise ValueError(
+                f"{name}: parts[{number}] must have channel_dim -1, got {part.channel_dim}; the "
+                "structure itself takes the layout of z"
+            )
+        if getattr(part, "keep_probabilities", None) is not None:
+            raise ValueError(
+                f"{name}: parts[{number}] has nested masking, which only the outermost structure "
+                "can have"
+            )
+    if len({id(part) for part in parts}) != len(parts):
+        raise ValueError(f"{name}: parts must be different quantizers, one came twice")
+    return parts

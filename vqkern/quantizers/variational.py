@@ -1,0 +1,183 @@
+"""The variational latent of VAEVQ: a Gaussian per token, of which a sample is quantized."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import nearest_code
+from ..ops.take_codes import take_codes
+from .alignment import Alignment
+from .base import require_weight
+from .codes import Table
+from .estimators import Estimator, straight_through
+from .updates import Gradient
+from .vector import VectorQuantizer
+
+FORMS = ("paper", "released")
+
+
+class Branches(NamedTuple):
+    """What the shared decoder of VAEVQ decodes, `sampled` and `quantized`, shaped like the mean;
+    `index` and `loss` as in QuantizeResult."""
+
+    sampled: Tensor
+    quantized: Tensor
+    index: Tensor
+    loss: Tensor
+
+
+@dataclass(frozen=True)
+class DCR:
+    """weight * prior_w2(codes): pulls all codes to N(0, I) (VAEVQ eq. 11), features unused."""
+
+    weight: float = 0.1
+
+    def __call__(self, features: Tensor, valid: Tensor, codes: Tensor) -> Tensor:
+        """The weighted loss, float32 scalar; its minimum is -weight * D, not 0."""
+        from ..ops import prior_w2
+
+        return self.weight * prior_w2(codes.float())
+
+    @property
+    def config(self) -> dict:
+        return {"name": "dcr", **asdict(self)}
+
+
+class VariationalQuantizer(VectorQuantizer):
+    """A vector quantizer of Gaussian latents N(mean, diag(std^2)) (VAEVQ, VLQ and RCS).
+
+    z has 2 dim channels, the mean and then the log-variance, which is clamped to [-30, 20]. In
+    training z_c = mean + std noise (eq. 1) is quantized (eq. 2); in eval mode the mean is, and
+    `encode`, `decode`, masked positions and the result know the mean alone.
+
+    loss = rcs_weight RCS + kl_weight KL + alignment, means over tokens:
+        RCS = 1/2 mean over channels of ((z_q - mean) / sg std)^2 (eq. 7, per channel as released);
+            it moves the codes, too, and takes the place of commitment and codebook loss.
+        KL = 1/2 sum over channels of mean^2 + std^2 - 1 - log std^2.
+
+    Args:
+        codes: the parametrisation; the released one is ``Linear(Table(K, dim, init="scaled"))``.
+        alignment: DCR in the paper; None for nothing.
+        rcs_weight: lambda_rcs of eq. 12.
+        kl_weight: of KL. The paper names none; 2.56e-4 is latent diffusion's 1e-6 times the sum
+            over an image of 256 tokens.
+        form: ``"paper"``, or ``"released"``: the mean is quantized in training as well, RCS has a
+            gradient to std, and z_q = mean + std sg(eps) + q - sg q with eps = (q - mean) / std, so
+            that the decoder's gradient reaches mean, std and codes; the estimator is not used.
+        channel_dim: where z has its channels.
+        estimator: (z_c, nearest) -> quantized of the paper's form.
+    """
+
+    def __init__(
+        self,
+        codes: nn.Module,
+        *,
+        alignment: Alignment | None = None,
+        rcs_weight: float = 1.0,
+        kl_weight: float = 2.56e-4,
+        form: str = "paper",
+        channel_dim: int = -1,
+        estimator: Estimator = straight_through,
+    ) -> None:
+        super().__init__(
+            codes,
+            update=Gradient(0.0),
+            alignment=alignment,
+            commitment=0.0,
+            channel_dim=channel_dim,
+            estimator=estimator,
+        )
+        require_weight("rcs_weight", rcs_weight)
+        require_weight("kl_weight", kl_weight)
+        if form not in FORMS:
+            raise ValueError(f"form must be one of {FORMS}, got {form!r}")
+        self.rcs_weight = rcs_weight
+        self.kl_weight = kl_weight
+        self.form = form
+
+    @property
+    def in_channels(self) -> int:
+        """Mean and log-variance: 2 dim."""
+        return 2 * self.dim
+
+    def branches(
+        self, z: Tensor, mask: Tensor | None = None, *, noise: Tensor | None = None
+    ) -> Branches:
+        """As `forward`, with the sampled branch, which a trainer decodes, too (eq. 3 and 4).
+
+        Args:
+            z, mask: as for `forward`.
+            noise: of the sample, shaped like the mean; None draws it. In eval mode the sample is
+                the mean.
+        """
+        rows, shape = self._to_rows(z)
+        counted = self._checked_mask(mask, shape, z.device)
+        if noise is not None:
+            noise = noise.movedim(self.channel_dim, -1).reshape(-1, self.dim)
+        sampled, quantized, index, loss = self._branches(rows, counted, noise)
+        quantized = torch.where(counted[:, None], quantized, rows[:, : self.dim])
+        sampled, quantized = (self._from_rows(branch, shape) for branch in (sampled, quantized))
+        return Branches(sampled, quantized, index.reshape(shape), loss)
+
+    def _search(self, rows: Tensor) -> Tensor:
+        return super()._search(rows[:, : self.dim])
+
+    def _quantize(self, rows: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self._branches(rows, counted, None)[1:]
+
+    def _branches(
+        self, rows: Tensor, counted: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mean, log_variance = rows.chunk(2, dim=-1)
+        if not self.training:
+            return mean, *super()._quantize(mean, counted)
+        log_variance = log_variance.clamp(-30, 20).float()
+        noise = torch.randn_like(mean) if noise is None else noise
+        sampled = mean + ((log_variance / 2).exp() * noise).to(mean.dtype)
+        target = sampled if self.form == "paper" else mean
+        # The clamp makes an infinite log-variance finite; such a row is not usable all the same.
+        target = torch.where(rows.isfinite().all(-1, keepdim=True), target, torch.nan)
+        codes = self.codes
+        index = nearest_code(target.detach(), codes.detach()).index
+        self.counter.add(index, counted)
+        index = torch.where(counted, index, -1)
+        valid = (index >= 0)[:, None]
+        nearest = take_codes(codes, index)
+        # Rows left out become N(0, 1) at 0, whose terms are 0: NaN * 0 must not reach a gradient.
+        place, log_variance, chosen = (
+            torch.where(valid, x.float(), 0) for x in (mean, log_variance, nearest)
+        )
+        std = (log_variance / 2).exp()
+        deviation = (chosen - place) / (std.detach() if self.form == "paper" else std)
+        tokens = valid.sum().clamp_min(1)
+        rcs = 0.5 * deviation.square().sum() / (tokens * self.dim)
+        kl = 0.5 * (place.square() + log_variance.exp() - 1 - log_variance).sum() / tokens
+        loss = self.rcs_weight * rcs + self.kl_weight * kl
+        if self.alignment is not None:
+            loss = loss + self.alignment(sampled, valid[:, 0], codes.clone())
+        if self.form == "paper":
+            quantized = self.estimator(sampled, nearest.detach().to(mean.dtype))
+        else:
+            moved = mean + (std * deviation.detach()).to(mean.dtype)
+            quantized = straight_through(moved + (nearest - nearest.detach()), nearest.detach())
+            quantized = quantized.to(mean.dtype)
+        return sampled, quantized, index, loss
+
+    def _around(self, table: Table) -> tuple[VectorQuantizer, dict]:
+        _, options = super()._around(table)
+        own = {"rcs_weight": self.rcs_weight, "kl_weight": self.kl_weight, "form": self.form}
+        quantizer = VariationalQuantizer(
+            table, **own, channel_dim=self.channel_dim, estimator=self.estimator
+        )
+        del options["commitment"]
+        return quantizer, {
+            **options,
+            **own,
+            "name": "vaevq",
+            "parametrisation": "table",
+            "dcr_weight": 0.0,
+        }
