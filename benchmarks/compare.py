@@ -14,11 +14,15 @@ from cases import CASES, cases
 from plot import plot
 
 from vqkern.bench import Case, MemoryProbe, compare, rows, table, write_csv
+from vqkern.bench.command import device, positive_int, positive_seconds
 from vqkern.bench.contestants import NEAREST_CODE_COMPILED
 from vqkern.bench.operations import OPERATIONS
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
+# Seconds: what the timed rounds of a case take, and a call that is timed once instead.
+SECONDS, SECONDS_FULL = 1.5, 10.0
+LONGEST, LONGEST_FULL = 1.5, 60.0
 
 
 def commit() -> str:
@@ -44,13 +48,19 @@ def main(arguments: list[str] | None = None) -> int:
         help="default: nearest_code; all with --full",
     )
     parser.add_argument("--full", action="store_true", help="every op, data set and contestant")
-    parser.add_argument("--seconds", type=float, help="timed rounds of a case (3; 10 with --full)")
-    parser.add_argument("--threads", type=int, help="default: torch's own choice")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda[:i] (%(default)s)")
+    parser.add_argument(
+        "--seconds",
+        type=positive_seconds,
+        help=f"timed rounds of a case ({SECONDS:g}; {SECONDS_FULL:g} with --full)",
+    )
+    parser.add_argument("--threads", type=positive_int, help="default: torch's own choice")
+    parser.add_argument(
+        "--device", type=device, default="cpu", help="cpu, cuda or cuda:i (%(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder (%(default)s)")
     args = parser.parse_args(arguments)
     op = args.op or ("all" if args.full else "nearest_code")
-    seconds = args.seconds if args.seconds is not None else (10.0 if args.full else 3.0)
+    seconds = args.seconds or (SECONDS_FULL if args.full else SECONDS)
     args.out.mkdir(parents=True, exist_ok=True)
     failed = []
     try:
@@ -73,13 +83,18 @@ def _run(
 ) -> list[str]:
     """Runs cases and writes the CSV after each; the labels of those where vqkern failed."""
     measured, failed, version = [], [], commit()
-    contestants = OPERATIONS[chosen[0].op].contestants
+    contestants = OPERATIONS[chosen[0].op].contestants_on(chosen[0].device)
     if full and chosen[0].op == "nearest_code":
         contestants = (*contestants, NEAREST_CODE_COMPILED)
     with MemoryProbe() as probe:
         for case in chosen:
             comparison = compare(
-                case, contestants=contestants, seconds=seconds, threads=threads, probe=probe
+                case,
+                contestants=contestants,
+                seconds=seconds,
+                longest=LONGEST_FULL if full else LONGEST,
+                threads=threads,
+                probe=probe,
             )
             print(f"\n{table(comparison)}", flush=True)
             measured += rows(comparison, version)

@@ -39,7 +39,7 @@ def steps(out: Path) -> list[tuple[str, list[str], int, str | None]]:
             60,
             sanitizer[0],
         ),
-        ("nearest_code benchmark", [*compare, "--op", "nearest_code", "--seconds", "2"], 120, None),
+        ("nearest_code benchmark", [*compare, "--op", "nearest_code", "--seconds", "1"], 120, None),
         ("squared_mmd benchmark", [*compare, "--op", "squared_mmd", "--seconds", "1"], 40, None),
     ]
 

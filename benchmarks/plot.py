@@ -1,4 +1,4 @@
-"""Plots a comparison's CSV: throughput of every contestant by shape, and its time by N.
+"""Plots a comparison's CSV: every contestant's time by shape, and how it grows with N.
 
 python benchmarks/plot.py benchmarks/results/nearest_code_cpu.csv
 """
@@ -7,113 +7,171 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 from collections import Counter
 from pathlib import Path
 
-# Ours first; a contestant keeps its colour in every plot.
-COLOURS = ("#0b6e4f", "#7fb069", "#d1495b", "#edae49", "#30638e", "#8d6a9f")
+# Ours is the first and the only dark one; a contestant keeps its colour in every panel.
+OURS = "#0b6e4f"
+COLOURS = (
+    "#e07a5f",
+    "#edae49",
+    "#30638e",
+    "#8d6a9f",
+    "#7fb069",
+    "#d1495b",
+    "#5fa8d3",
+    "#a3a380",
+    "#c38d94",
+    "#6d6875",
+)
+COLUMNS = 2
 Row = dict[str, str]
+Shape = tuple[int, int, int]
 
 
 def read(path: Path) -> list[Row]:
-    """Rows of the CSV that were timed on gaussian data."""
+    """The float32 rows of the CSV that were timed."""
     with open(path, newline="") as file:
-        return [r for r in csv.DictReader(file) if r["status"] == "ok" and r["data"] == "gaussian"]
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if row["status"] == "ok" and row["dtype"] == "float32"]
 
 
 def plot(path: Path) -> Path:
-    """Draws the CSV at `path` into a PNG beside it and returns that file's path."""
+    """Draws the CSV at `path` into a PNG beside it and returns that file's path.
+
+    Raises:
+        ValueError: no row on gaussian data was timed.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = read(path)
+    every = read(path)
+    rows = [row for row in every if row["data"] == "gaussian"]
     if not rows:
         raise ValueError(f"plot: {path} has no timed row on gaussian data")
-    names = list(dict.fromkeys(row["contestant"] for row in rows))
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
-    sweep = _sweep(rows)
-    swept = {shape[0] for shape in map(_shape, sweep)}
-    figure, axes = pyplot.subplots(
-        1,
-        2 if sweep else 1,
-        figsize=(13 if sweep else 8, 4.8),
-        width_ratios=(5, 3) if sweep else None,
-        squeeze=False,
-        layout="constrained",
-    )
-    largest = max(swept, default=0)
-    bars = [row for row in rows if row not in sweep or _shape(row)[0] == largest]
-    _draw_bars(axes[0][0], bars, names, colours)
-    if sweep:
-        _draw_sweep(axes[0][1], sweep, names, colours)
+    sweeps = _sweeps(rows)
+    panels = _bar_shapes(every, rows, sweeps)
+    colours = _colours(rows)
+    most = max(sum(_shape(row) == shape for row in rows) for shape in panels)
+    heights = [0.9 + 0.27 * most] * math.ceil(len(panels) / COLUMNS)
+    heights += [3.6] * math.ceil(len(sweeps) / COLUMNS)
+    figure = pyplot.figure(figsize=(13, 1.2 + sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(len(heights), COLUMNS, height_ratios=heights)
+    for i, shape in enumerate(panels):
+        axis = figure.add_subplot(grid[divmod(i, COLUMNS)])
+        _draw_bars(axis, [row for row in rows if _shape(row) == shape], colours)
+    first = math.ceil(len(panels) / COLUMNS) * COLUMNS
+    for i, codebook in enumerate(sweeps, first):
+        axis = figure.add_subplot(grid[divmod(i, COLUMNS)])
+        _draw_sweep(axis, [row for row in rows if _shape(row)[1:] == codebook], colours)
     handles = {}
-    for axis in axes[0]:
+    for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.legend(
-        handles.values(), handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False
-    )
-    first = rows[0]
-    figure.suptitle(
-        f"{first['op']}: {first['hardware']}, {first['threads']} threads, {first['dtype']}, "
-        f"torch {first['torch']}, vqkern {first['vqkern']} ({first['commit']})",
-        fontsize=10,
-    )
+    if handles:
+        figure.legend(
+            handles.values(),
+            handles,
+            loc="outside lower center",
+            ncols=5,
+            fontsize=8,
+            frameon=False,
+        )
+    figure.suptitle(_title(rows[0]), fontsize=10)
     picture = path.with_suffix(".png")
-    figure.savefig(picture, dpi=130)
+    figure.savefig(picture, dpi=110)
     pyplot.close(figure)
     return picture
 
 
-def _shape(row: Row) -> tuple[int, int, int]:
+def _title(row: Row) -> str:
+    return (
+        f"{row['op']}: {row['hardware']}, {row['threads']} threads, {row['dtype']}, gaussian data, "
+        f"torch {row['torch']}, vqkern {row['vqkern']} ({row['commit']})\n"
+        "median ms a call, lower is better"
+    )
+
+
+def _shape(row: Row) -> Shape:
     return int(row["n"]), int(row["k"]), int(row["d"])
 
 
-def _sweep(rows: list[Row]) -> list[Row]:
-    """The rows of a codebook that was measured with at least three values of N, if there is one."""
-    values = Counter((k, d) for _, k, d in {_shape(row) for row in rows})
-    codebook, count = values.most_common(1)[0]
-    return [row for row in rows if _shape(row)[1:] == codebook] if count >= 3 else []
+def _ours(row: Row) -> bool:
+    return row["time_vs_ours"] == "1"
 
 
-def _draw_bars(axis, rows: list[Row], names: list[str], colours: dict[str, str]) -> None:
-    shapes = list(dict.fromkeys(map(_shape, rows)))
-    timed = {row["contestant"] for row in rows}
-    names = [name for name in names if name in timed]
-    width = 0.84 / len(names)
-    for i, name in enumerate(names):
-        mine = {_shape(row): float(row["throughput"]) for row in rows if row["contestant"] == name}
-        at = [j + (i - (len(names) - 1) / 2) * width for j, s in enumerate(shapes) if s in mine]
-        heights = [mine[s] for s in shapes if s in mine]
-        drawn = axis.bar(at, heights, width, label=name, color=colours[name])
-        axis.bar_label(drawn, [f"{h:.3g}" for h in heights], fontsize=7, padding=1)
-    axis.set_xticks(range(len(shapes)), [f"N={n}\nK={k}\nD={d}" for n, k, d in shapes])
-    axis.set_ylabel(rows[0]["unit"])
-    axis.set_title("throughput, gaussian data (higher is better)", fontsize=10)
-    axis.margins(y=0.12)
+def _colours(rows: list[Row]) -> dict[str, str]:
+    names = list(dict.fromkeys(row["contestant"] for row in rows if not _ours(row)))
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+    return colours | {row["contestant"]: OURS for row in rows if _ours(row)}
+
+
+def _sweeps(rows: list[Row]) -> list[tuple[int, int]]:
+    """The codebooks (K, D) that were measured with at least three values of N."""
+    counts = Counter((k, d) for _, k, d in {_shape(row) for row in rows})
+    return [codebook for codebook, count in counts.items() if count >= 3]
+
+
+def _bar_shapes(every: list[Row], rows: list[Row], sweeps: list[tuple[int, int]]) -> list[Shape]:
+    """The shapes with a panel of bars: not those that only belong to a sweep."""
+    shapes = dict.fromkeys(map(_shape, rows))
+    on_other_data = {_shape(row) for row in every if row["data"] != "gaussian"}
+    chosen = [s for s in shapes if s[1:] not in sweeps or s in on_other_data]
+    return chosen or list(shapes)
+
+
+def _draw_bars(axis, rows: list[Row], colours: dict[str, str]) -> None:
+    rows = sorted(rows, key=lambda row: (not _ours(row), float(row["median_ms"])))
+    names = [row["contestant"] for row in rows]
+    times = [float(row["median_ms"]) for row in rows]
+    axis.barh(names, times, color=[colours[name] for name in names], height=0.72)
+    axis.set_xscale("log")
+    # Bars on a log scale have no natural origin; room on the right is for the labels.
+    axis.set_xlim(min(times) / 4, max(times) * 30)
+    for at, row in enumerate(rows):
+        text = axis.annotate(
+            _label(row), (times[at], at), (4, 0), textcoords="offset points", va="center"
+        )
+        text.set(fontsize=8, fontweight="bold" if _ours(row) else "normal")
+    axis.invert_yaxis()
+    n, k, d = _shape(rows[0])
+    axis.set_title(f"N = {n}, K = {k}, D = {d}", fontsize=10)
+    axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_sweep(axis, rows: list[Row], names: list[str], colours: dict[str, str]) -> None:
-    for name in names:
+def _label(row: Row) -> str:
+    time, wrong = float(row["median_ms"]), float(row["wrong_rate"] or 0)
+    text = f"{time:.3g}" if time < 999.5 else f"{time:.0f}"
+    if _ours(row):
+        fraction = row["fraction_of_yardstick"]
+        dtype = "fp16" if "fp16" in row["yardstick"] else "fp32"
+        text += f" ms, {float(fraction):.0%} of the {dtype} peak" if fraction else " ms"
+    elif row["time_vs_ours"]:
+        text += f" ({float(row['time_vs_ours']):.3g}x)"
+    return text + (f", {wrong:.1%} wrong" if wrong else "")
+
+
+def _draw_sweep(axis, rows: list[Row], colours: dict[str, str]) -> None:
+    for name in dict.fromkeys(row["contestant"] for row in rows):
         points = sorted(
             (int(row["n"]), *(float(row[f"{part}_ms"]) for part in _PARTS))
             for row in rows
             if row["contestant"] == name
         )
-        if points:
-            n, median, low, high = zip(*points, strict=True)
-            axis.plot(n, median, marker="o", markersize=4, color=colours[name], label=name)
-            axis.fill_between(n, low, high, color=colours[name], alpha=0.2, linewidth=0)
+        n, median, low, high = zip(*points, strict=True)
+        axis.plot(n, median, marker="o", markersize=4, color=colours[name], label=name)
+        axis.fill_between(n, low, high, color=colours[name], alpha=0.2, linewidth=0)
     _, k, d = _shape(rows[0])
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
-    axis.set_xlabel(f"N (K={k}, D={d})")
-    axis.set_ylabel("ms a call")
-    axis.set_title("median time and quartiles (lower is better)", fontsize=10)
+    axis.set_xlabel("N", fontsize=9)
+    axis.set_title(f"K = {k}, D = {d}: median and quartiles by N", fontsize=10)
     axis.grid(True, which="major", alpha=0.25)
+    axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
 
 

@@ -1,8 +1,8 @@
-"""Interleaved comparisons of the ops with their peers: correct first, then fast, in one process.
-
-A *case* is an op, a shape and a data set; a *contestant* is a way of computing it. Both are data:
-one `Contestant` in `contestants.py` adds a peer, one `Operation` in `operations.py` adds an op.
+"""Compares an op with its peers on this machine: judged against exact float64 first, then timed in
+turns, in one process. A peer that is not installed is named with the command that installs it.
 """
+# A *case* is an op, a shape and a data set; a *contestant* is a way of computing it. Both are data:
+# one `Contestant` in contestants/ adds a peer, one `Operation` in operations.py adds an op.
 
 from .cases import DATA, Case
 from .command import add_arguments, run

@@ -57,6 +57,22 @@ DATA: dict[str, Callable[[int, int, int, Generator], tuple[Tensor, Tensor]]] = {
 }
 
 
+def device_defect(name: str) -> str | None:
+    """What is wrong with a device's name, or None if it can be used here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        return f"must be 'cpu' or 'cuda[:i]', got {name!r}"
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            return f"is {name!r}, but torch sees no CUDA GPU here"
+        if (device.index or 0) >= torch.cuda.device_count():
+            return f"is {name!r}, but torch sees {torch.cuda.device_count()} CUDA GPUs here"
+    return None
+
+
 @dataclass(frozen=True)
 class Case:
     """One problem: `n` vectors (or points), `k` codes (or points of the other set), `d` channels.
@@ -88,14 +104,9 @@ class Case:
                 raise ValueError(
                     f"Case: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
-        try:
-            device = torch.device(self.device)
-        except RuntimeError:
-            device = None
-        if device is None or device.type not in ("cpu", "cuda"):
-            raise ValueError(f"Case: device must be 'cpu' or 'cuda[:i]', got {self.device!r}")
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"Case: device is {self.device!r}, but torch sees no CUDA GPU here")
+        reason = device_defect(self.device)
+        if reason is not None:
+            raise ValueError(f"Case: device {reason}")
 
     def vectors_and_codes(self) -> tuple[Tensor, Tensor]:
         """Vectors [N, D] and codes [K, D]: the same values on every device, from the seed alone."""

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
+import os
 from pathlib import Path
 
-from .cases import DATA, DTYPES, Case
+from .cases import DATA, DTYPES, Case, device_defect
+from .operations import OPERATIONS
 
 
-def _positive_int(text: str) -> int:
+def positive_int(text: str) -> int:
+    """An argparse type: an integer of at least 1."""
+    return _whole_number(text, 1)
+
+
+def seed(text: str) -> int:
+    """An argparse type: an integer of at least 0."""
+    return _whole_number(text, 0)
+
+
+def _whole_number(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, got {text!r}")
     return value
 
 
-def _positive_seconds(text: str) -> float:
+def positive_seconds(text: str) -> float:
+    """An argparse type: a finite number above 0."""
     try:
         value = float(text)
     except ValueError:
@@ -30,63 +42,94 @@ def _positive_seconds(text: str) -> float:
     return value
 
 
+def device(text: str) -> str:
+    """An argparse type: a device that can be used here."""
+    reason = device_defect(text)
+    if reason is not None:
+        raise argparse.ArgumentTypeError(reason)
+    return text
+
+
+def new_file(text: str) -> Path:
+    """An argparse type: a path that a file can be written to. Minutes of measuring come before."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file, and {text!r} is a folder")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent} to write into")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written")
+    return path
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `vqkern bench` to a parser."""
-    parser.add_argument("-N", type=_positive_int, default=16384, help="vectors (%(default)s)")
-    parser.add_argument("-K", type=_positive_int, default=16384, help="codes (%(default)s)")
-    parser.add_argument("-D", type=_positive_int, default=8, help="channels (%(default)s)")
-    parser.add_argument(
-        "--op",
-        choices=("nearest_code", "code_sums", "squared_mmd", "gaussian_w2"),
-        default="nearest_code",
-        help="what is compared (%(default)s)",
+    parser.usage = "%(prog)s [-N N] [-K K] [-D D] [--op OP] [--data DATA] [option ...]"
+    problem = parser.add_argument_group("the problem")
+    problem.add_argument("-N", type=positive_int, default=16384, help="vectors (%(default)s)")
+    problem.add_argument("-K", type=positive_int, default=16384, help="codes (%(default)s)")
+    problem.add_argument("-D", type=positive_int, default=8, help="channels (%(default)s)")
+    for option, known, default, what in (
+        ("--op", OPERATIONS, "nearest_code", "what is compared"),
+        ("--data", DATA, "gaussian", "how vectors and codes lie"),
+        ("--dtype", DTYPES, "float32", "of vectors and codes"),
+    ):
+        problem.add_argument(
+            option,
+            choices=tuple(known),
+            default=default,
+            metavar=option[2:].upper(),
+            help=f"{what}: {', '.join(known)} (%(default)s)",
+        )
+    problem.add_argument("--seed", type=seed, default=0, help="of the inputs (%(default)s)")
+    how = parser.add_argument_group("how it is measured")
+    how.add_argument(
+        "--device", type=device, default="cpu", help="cpu, cuda or cuda:i (%(default)s)"
     )
-    parser.add_argument("--data", choices=tuple(DATA), default="gaussian", help="(%(default)s)")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="(%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the inputs (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda[:i] (%(default)s)")
-    parser.add_argument("--threads", type=_positive_int, help="default: torch's own choice")
-    parser.add_argument(
+    how.add_argument("--threads", type=positive_int, metavar="T", help="torch's own choice")
+    how.add_argument(
         "--seconds",
-        type=_positive_seconds,
+        type=positive_seconds,
         default=5.0,
-        help="for the timed rounds of all contestants together (%(default)s)",
+        metavar="S",
+        help="for the rounds of all contestants; one whose single call takes longer is timed once "
+        "(%(default)s)",
     )
-    parser.add_argument(
-        "--compile", action="store_true", help="also compare with torch.compile (nearest_code)"
+    how.add_argument("--compile", action="store_true", help="nearest_code: torch.compile as well")
+    how.add_argument("--no-memory", action="store_true", help="do not measure memory")
+    output = parser.add_argument_group("output besides the table")
+    output.add_argument("--csv", type=new_file, metavar="FILE", help="a row a contestant")
+    output.add_argument(
+        "--json", type=new_file, metavar="FILE", help="the same rows with every sample"
     )
-    parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
-    parser.add_argument("--json", metavar="FILE", help="write the rows with every sample")
-    parser.add_argument("--csv", metavar="FILE", help="write the rows")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs one comparison and prints it.
 
     Returns:
-        0; 1 if this package's own default could not run, was wrong or differed between two calls;
-        2 for a bad argument, which is named on stderr.
+        0, or 1 if this package's own default could not run, was wrong or differed between two
+        calls.
+
+    Raises:
+        ValueError: the options contradict each other.
     """
+    from .contestants import NEAREST_CODE_COMPILED
     from .measure import compare
     from .memory import MemoryProbe
     from .report import rows, table, write_csv, write_json
 
-    try:
-        shape = {"n": args.N, "k": args.K, "d": args.D}
-        options = {key: getattr(args, key) for key in ("op", "data", "dtype", "seed", "device")}
-        case = Case(**shape, **options)
-        contestants = _contestants(case, args.compile)
-        for option, path in (("--csv", args.csv), ("--json", args.json)):
-            if path and not Path(path).parent.is_dir():
-                raise ValueError(f"{option}: there is no folder {Path(path).parent} to write into")
-    except ValueError as error:
-        print(f"vqkern bench: {error}", file=sys.stderr)
-        return 2
+    if args.compile and args.op != "nearest_code":
+        raise ValueError(f"--compile compares nearest_code only, got --op {args.op}")
+    options = {key: getattr(args, key) for key in ("op", "data", "dtype", "seed", "device")}
+    case = Case(n=args.N, k=args.K, d=args.D, **options)
+    contestants = OPERATIONS[case.op].contestants_on(case.device)
     with MemoryProbe() as probe:
         comparison = compare(
             case,
-            contestants=contestants,
+            contestants=(*contestants, NEAREST_CODE_COMPILED) if args.compile else contestants,
             seconds=args.seconds,
+            longest=args.seconds,
             threads=args.threads,
             probe=None if args.no_memory else probe,
         )
@@ -96,15 +139,3 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write_json(args.json, [comparison])
     return int(comparison.ours is None)
-
-
-def _contestants(case: Case, compiled: bool):
-    from .contestants import NEAREST_CODE_COMPILED
-    from .operations import OPERATIONS
-
-    chosen = OPERATIONS[case.op].contestants
-    if not compiled:
-        return chosen
-    if case.op != "nearest_code":
-        raise ValueError(f"--compile compares nearest_code only, got --op {case.op}")
-    return (*chosen, NEAREST_CODE_COMPILED)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..ops import Certificate, certificates
 from .cases import Case
 from .contestants import Call, Contestant
 from .memory import Memory, MemoryProbe
@@ -25,12 +26,17 @@ PAUSE_SECONDS = 0.01
 LARGEST_ERROR = 1e-3  # a real output of ours that is further off than this is a defect
 MATMUL_SIZE = {"cpu": 1536, "cuda": 8192}
 TORCH_MATMUL = "torch fp32 matmul rate"
+HALF_MATMUL = "torch fp16 matmul rate"
 NATIVE_PEAK = "native fp32 FMA peak"
 
 
 @dataclass
 class Result:
-    """One contestant on one case. `status` is "ok", or "skipped" or "failed" with a reason."""
+    """One contestant on one case. `status` is "ok", or "skipped" or "failed" with a reason.
+
+    `package` is the peer's distribution and version; `certificate` says how this package's search
+    decided its rows.
+    """
 
     contestant: str
     ours: bool
@@ -40,6 +46,8 @@ class Result:
     seconds: list[float] = field(default_factory=list)
     verdict: Verdict | None = None
     same_bits: bool | None = None
+    package: str = ""
+    certificate: Certificate | None = None
     memory: Memory = Memory(None, "not measured")
 
     def quartiles(self) -> tuple[float, float, float] | None:
@@ -73,7 +81,7 @@ class Comparison:
         return next((r for r in self.results if r.ours and r.status == "ok"), None)
 
     def rate(self, result: Result) -> float | None:
-        """Billions of the op's units a second, from the median."""
+        """The op's units a second, from the median."""
         quartiles = result.quartiles()
         return OPERATIONS[self.case.op].work(self.case) / quartiles[1] if quartiles else None
 
@@ -84,8 +92,9 @@ class Comparison:
         return result.quartiles()[1] / self.ours.quartiles()[1]
 
     def yardstick(self) -> tuple[str, float] | None:
-        """The machine's fp32 rate: the native microbenchmark where there is one, else matmul."""
-        for name in (NATIVE_PEAK, TORCH_MATMUL):
+        """The machine's peak: on CUDA the rate of an fp16 matrix product; on a CPU that of the
+        native fp32 microbenchmark where there is one, else of an fp32 matrix product."""
+        for name in (NATIVE_PEAK, HALF_MATMUL, TORCH_MATMUL):
             if name in self.yardsticks:
                 return name, self.yardsticks[name]
         return None
@@ -96,6 +105,7 @@ def compare(
     *,
     contestants: Iterable[Contestant] | None = None,
     seconds: float = 5.0,
+    longest: float = math.inf,
     threads: int | None = None,
     probe: MemoryProbe | None = None,
 ) -> Comparison:
@@ -103,13 +113,17 @@ def compare(
 
     Args:
         case: the problem.
-        contestants: who is compared; None for the op's own list. At most one is `ours`.
+        contestants: who is compared; None for the op's own list on the case's device. At most one
+            is `ours`.
         seconds: about how long all timed rounds may take together; at least 3 rounds are run.
+        longest: seconds. A peer whose second call took longer takes no part in the rounds: that
+            call is its only sample, and its note says so.
         threads: torch's thread count during the comparison, which the peers follow; None leaves it.
         probe: measures memory where given.
 
     Raises:
-        ValueError: `seconds` or `threads` is not positive, or two contestants have one name.
+        ValueError: `seconds`, `longest` or `threads` is not positive, or two contestants have one
+            name.
 
     Numerics:
         A contestant's first output is judged against exact float64, and its second is compared with
@@ -118,30 +132,38 @@ def compare(
     """
     if not (math.isfinite(seconds) and seconds > 0):
         raise ValueError(f"compare: seconds must be positive and finite, got {seconds!r}")
+    if not longest > 0:
+        raise ValueError(f"compare: longest must be positive, got {longest!r}")
     if threads is not None and (isinstance(threads, bool) or threads < 1):
         raise ValueError(f"compare: threads must be at least 1, got {threads!r}")
-    chosen = tuple(OPERATIONS[case.op].contestants if contestants is None else contestants)
+    operation = OPERATIONS[case.op]
+    chosen = tuple(operation.contestants_on(case.device) if contestants is None else contestants)
     names = [c.name for c in chosen]
     for name in names:
-        if names.count(name) > 1 or name in (TORCH_MATMUL, NATIVE_PEAK):
+        if names.count(name) > 1 or name in (TORCH_MATMUL, HALF_MATMUL, NATIVE_PEAK):
             raise ValueError(f"compare: contestants must have distinct names, got {name!r} twice")
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
     try:
         with torch.no_grad():
-            return _compare(case, chosen, seconds, probe)
+            return _compare(case, chosen, seconds, longest, probe)
     finally:
         torch.set_num_threads(before)
 
 
 def _compare(
-    case: Case, contestants: tuple[Contestant, ...], seconds: float, probe: MemoryProbe | None
+    case: Case,
+    contestants: tuple[Contestant, ...],
+    seconds: float,
+    longest: float,
+    probe: MemoryProbe | None,
 ) -> Comparison:
     operation = OPERATIONS[case.op]
     inputs = operation.make(case)
     judge = operation.judge(case, inputs)
     results = {c.name: Result(c.name, c.ours) for c in contestants}
+    before_rounds: dict[str, float] = {}
     calls: dict[str, Call] = {}
     expected: dict[str, float] = {}
     for contestant in contestants:
@@ -151,32 +173,46 @@ def _compare(
             if reason is not None:
                 result.status, result.reason = "skipped", reason
                 continue
-            result.note = contestant.note(case)
+            result.note, result.package = contestant.note(case), contestant.package()
             call = contestant.prepare(case, *inputs)
             once = _judge_twice(call, judge, result, case.device)
         except Exception as error:
             result.fail(error)
             continue
-        defect = _defect(result) if contestant.ours else None
-        if defect is not None:
-            result.status, result.reason = "failed", f"{defect}: not timed"
-            continue
-        calls[contestant.name], expected[contestant.name] = call, once
+        if contestant.ours:
+            wrong = defect(result.verdict)
+            wrong = wrong or (None if result.same_bits else "two calls differ in their bits")
+            if wrong is not None:
+                result.status, result.reason = "failed", f"{wrong}: not timed"
+                continue
+        if once > longest and not contestant.ours:
+            before_rounds[contestant.name] = once
+        else:
+            calls[contestant.name], expected[contestant.name] = call, once
+        del call
         if probe is not None:
             result.memory = probe.measure(contestant, case)
 
-    matmul, flop = _matmul(case)
-    calls[TORCH_MATMUL] = matmul
-    matmul()
-    expected[TORCH_MATMUL] = _timed(matmul, 1, case.device)
+    flop = {}
+    for name, dtype in _matmuls(case):
+        matmul, flop[name] = _matmul(case, dtype)
+        calls[name] = matmul
+        matmul()
+        expected[name] = _timed(matmul, 1, case.device)
     timed, errors = interleave(calls, expected, seconds, case.device)
     for name, error in errors.items():
         if name in results:
             results[name].fail(error)
     yardsticks = {}
-    yardsticks[TORCH_MATMUL] = flop / statistics.median(timed.pop(TORCH_MATMUL)) / 1e9
+    for name, operations in flop.items():
+        yardsticks[name] = operations / statistics.median(timed.pop(name)) / 1e9
     for name, samples in timed.items():
         results[name].seconds = samples
+    for name, once in before_rounds.items():
+        result = results[name]
+        result.seconds = [once]
+        alone = f"timed once, outside the rounds: a call takes longer than {longest:g} s"
+        result.note = "; ".join(filter(None, (result.note, alone)))
     peak = _native_peak(case)
     if peak is not None:
         yardsticks[NATIVE_PEAK] = peak
@@ -185,6 +221,8 @@ def _compare(
 
 def unavailable(contestant: Contestant, case: Case) -> str | None:
     """Why a contestant cannot run a case here, or None."""
+    if not contestant.runs_on(case.device):
+        return f"it runs on {' and '.join(contestant.devices)}, not on {case.device}"
     for module, remedy in contestant.needs:
         if importlib.util.find_spec(module) is None:
             return f"{module} is not installed ({remedy})"
@@ -201,8 +239,11 @@ def _bits(output: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def _judge_twice(call: Call, judge: Judge, result: Result, device: str) -> float:
-    """Fills in verdict and identity; returns the seconds of the second call, the first warm one."""
-    outputs = [_as_tuple(call())]
+    """Fills in verdict, certificate and identity; returns the seconds of the second call, which is
+    the first warm one."""
+    with certificates() as certificate:
+        outputs = [_as_tuple(call())]
+    result.certificate = certificate if certificate.rows else None
     result.verdict = judge(outputs[0])
     once = _timed(lambda: outputs.append(_as_tuple(call())), 1, device)
     first, second = map(_bits, outputs)
@@ -210,9 +251,8 @@ def _judge_twice(call: Call, judge: Judge, result: Result, device: str) -> float
     return once
 
 
-def _defect(result: Result) -> str | None:
-    """What is wrong with an output that promises to be exact and the same every time, or None."""
-    verdict = result.verdict
+def defect(verdict: Verdict) -> str | None:
+    """What is wrong with an output that promises to be exact, or None."""
     if verdict.wrong or verdict.not_lowest:
         return (
             f"{verdict.wrong} wrong and {verdict.not_lowest} ties not to the lowest index "
@@ -220,7 +260,7 @@ def _defect(result: Result) -> str | None:
         )
     if verdict.error is not None and not verdict.error <= LARGEST_ERROR:
         return f"error {verdict.error:.1e} above {LARGEST_ERROR:.0e}"
-    return None if result.same_bits else "two calls differ in their bits"
+    return None
 
 
 def interleave(
@@ -268,10 +308,17 @@ def _timed(call: Call, repeats: int, device: str) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def _matmul(case: Case) -> tuple[Callable[[], Tensor], float]:
+def _matmuls(case: Case) -> list[tuple[str, torch.dtype]]:
+    """The matrix products that take part as yardsticks."""
+    cuda = torch.device(case.device).type == "cuda"
+    half = [(HALF_MATMUL, torch.float16)] if cuda else []
+    return [(TORCH_MATMUL, torch.float32), *half]
+
+
+def _matmul(case: Case, dtype: torch.dtype) -> tuple[Callable[[], Tensor], float]:
     size = MATMUL_SIZE[torch.device(case.device).type]
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(size, size, generator=generator).to(case.device) for _ in range(2))
+    a, b = (torch.randn(size, size, generator=generator).to(case.device, dtype) for _ in range(2))
     return lambda: a @ b, 2.0 * size**3
 
 

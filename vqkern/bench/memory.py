@@ -30,6 +30,10 @@ CALL_LIMIT_SECONDS = 300
 PEAK_RESET = "peak resident set of a forked process"
 PEAK_LOWER = "growth of ru_maxrss in a forked process (a lower bound)"
 CUDA_ALLOCATOR = "torch CUDA allocator"
+_UNSEEN = {
+    "cpu": "its first call does other work as well",
+    "cuda": "it does not allocate through torch",
+}
 
 
 class Memory(NamedTuple):
@@ -57,9 +61,10 @@ class MemoryProbe:
 
     def measure(self, contestant: Contestant, case: Case) -> Memory:
         """Peak extra memory of one call of `contestant` at torch's present thread count."""
-        if not contestant.measure_memory:
-            return Memory(None, "not measured: its first call does other work as well")
-        if torch.device(case.device).type == "cuda":
+        device = torch.device(case.device).type
+        if device not in contestant.memory:
+            return Memory(None, f"not measured: {_UNSEEN[device]}")
+        if device == "cuda":
             return _on_cuda(contestant, case)
         if not hasattr(os, "fork"):
             return Memory(None, "not measured: this platform cannot fork")

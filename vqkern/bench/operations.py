@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +10,16 @@ import torch
 from torch import Tensor
 
 from .cases import Case
-from .contestants import CODE_SUMS, GAUSSIAN_W2, NEAREST_CODE, SQUARED_MMD, Contestant
+from .contestants import (
+    CODE_SUMS,
+    GAUSSIAN_W2,
+    LAYER_STEP,
+    LAYER_STEP_EMA,
+    NEAREST_CODE,
+    SQUARED_MMD,
+    Contestant,
+)
+from .contestants.layer_step import COMMITMENT, DECAY, learning_rate
 
 # Rows judged: enough scores for a small codebook, few enough float64 scores for a large one.
 CHECK_ROWS = 512
@@ -26,7 +36,7 @@ class Verdict:
             wrong count.
         not_lowest: of these, how many took a code that ties with the nearest but is not the lowest
             index. They are not among `wrong`.
-        error: largest error relative to the largest value, or None for index outputs.
+        error: largest error relative to the largest value, or None where there are indices only.
     """
 
     checked: int
@@ -48,12 +58,13 @@ class Operation:
     """One op as the comparison sees it.
 
     Attributes:
-        name: the public function.
+        name: the public function, or what is done with several.
         unit: of `work` per second.
-        work: billions of units in one call, the same for every contestant.
+        work: units in one call, the same for every contestant.
         make: inputs of a case.
         judge: (case, inputs) -> the function that judges an output.
-        contestants: who is compared by default.
+        contestants: who is compared by default, on any device.
+        counted: what a verdict counts as right or wrong, or "" if it has an error only.
     """
 
     name: str
@@ -62,6 +73,11 @@ class Operation:
     make: Callable[[Case], tuple[Tensor, ...]]
     judge: Callable[[Case, tuple[Tensor, ...]], Judge]
     contestants: tuple[Contestant, ...]
+    counted: str = ""
+
+    def contestants_on(self, device: str) -> tuple[Contestant, ...]:
+        """Those that run on a device."""
+        return tuple(c for c in self.contestants if c.runs_on(device))
 
 
 def judge_nearest(case: Case, inputs: tuple[Tensor, ...]) -> Judge:
@@ -167,9 +183,70 @@ def judge_w2(case: Case, inputs: tuple[Tensor, ...]) -> Judge:
     return judge
 
 
+def _step_inputs(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    z, codes = case.vectors_and_codes()
+    generator = torch.Generator().manual_seed(case.seed + 1)
+    # As large as the gradient of the loss, whose means divide by N D: neither hides the other.
+    cotangent = torch.randn(case.n, case.d, generator=generator) / (case.n * case.d)
+    return z, codes, cotangent.to(z)
+
+
+def judge_gradient_step(case: Case, inputs: tuple[Tensor, ...]) -> Judge:
+    """Judges a `layer_step` (see contestants/layer_step.py for the formulas)."""
+
+    def moved(codes: Tensor, count: Tensor, total: Tensor) -> Tensor:
+        rate = 2 * learning_rate(case) / (case.n * case.d)
+        return codes - rate * (count[:, None] * codes - total)
+
+    return _judge_step(case, inputs, commitment=1.0, moved=moved)
+
+
+def judge_ema_step(case: Case, inputs: tuple[Tensor, ...]) -> Judge:
+    """Judges a `layer_step_ema`."""
+
+    def moved(codes: Tensor, count: Tensor, total: Tensor) -> Tensor:
+        mass = DECAY + (1 - DECAY) * count[:, None]
+        average = (DECAY * codes + (1 - DECAY) * total) / mass
+        return torch.where(count[:, None] > 0, average, codes)
+
+    return _judge_step(case, inputs, commitment=COMMITMENT, moved=moved)
+
+
+def _judge_step(
+    case: Case,
+    inputs: tuple[Tensor, ...],
+    *,
+    commitment: float,
+    moved: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Judge:
+    """The indices are judged as those of nearest_code, the rest by the step in float64 that follows
+    from these indices: the codes relative to how far they move, the gradient of z to its size."""
+    z, codes, cotangent = inputs
+    judge_index = judge_nearest(case, (z, codes))
+
+    def judge(output: tuple[Tensor, ...]) -> Verdict:
+        index, after, z_grad = output
+        verdict = judge_index((index,))
+        z64, codes64 = z.double(), codes.double()
+        count = torch.bincount(index, minlength=case.k).double()
+        total = torch.zeros_like(codes64).index_add_(0, index, z64)
+        exact = moved(codes64, count, total)
+        largest = (exact - codes64).abs().amax().clamp_min(torch.finfo(torch.float64).tiny)
+        code_error = float((after.double() - exact).abs().amax() / largest)
+        pull = 2 * commitment / (case.n * case.d) * (z64 - codes64[index])
+        grad_error = _relative_error(z_grad, cotangent.double() + pull)
+        return dataclasses.replace(verdict, error=max(code_error, grad_error))
+
+    return judge
+
+
 def _relative_error(got: Tensor, exact: Tensor) -> float:
     largest = exact.abs().amax().clamp_min(torch.finfo(torch.float64).tiny)
     return float((got.double() - exact).abs().amax() / largest)
+
+
+def _search_work(case: Case) -> float:
+    return 2 * case.n * case.k * case.d / 1e9
 
 
 def _distinct_pairs(case: Case) -> float:
@@ -183,10 +260,11 @@ OPERATIONS = {
         Operation(
             "nearest_code",
             "GFLOP/s",
-            lambda case: 2 * case.n * case.k * case.d / 1e9,
+            _search_work,
             Case.vectors_and_codes,
             judge_nearest,
             NEAREST_CODE,
+            counted="argmin",
         ),
         Operation(
             "code_sums",
@@ -195,6 +273,7 @@ OPERATIONS = {
             _sums_inputs,
             judge_sums,
             CODE_SUMS,
+            counted="count",
         ),
         Operation("squared_mmd", "Gpair/s", _distinct_pairs, _mmd_inputs, judge_mmd, SQUARED_MMD),
         Operation(
@@ -204,6 +283,24 @@ OPERATIONS = {
             Case.vectors_and_codes,
             judge_w2,
             GAUSSIAN_W2,
+        ),
+        Operation(
+            "layer_step",
+            "GFLOP/s",
+            _search_work,
+            _step_inputs,
+            judge_gradient_step,
+            LAYER_STEP,
+            counted="argmin",
+        ),
+        Operation(
+            "layer_step_ema",
+            "GFLOP/s",
+            _search_work,
+            _step_inputs,
+            judge_ema_step,
+            LAYER_STEP_EMA,
+            counted="argmin",
         ),
     )
 }

@@ -8,7 +8,6 @@ import json
 import os
 import platform
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -17,12 +16,15 @@ from .cases import Case
 from .measure import Comparison, Result
 from .operations import OPERATIONS
 
+# How a certified search decided its rows.
+COUNTS = ("certified", "candidates", "scanned", "invalid")
 # One row a contestant and case. Times are milliseconds a call; None is written as an empty field.
 COLUMNS = (
     "op,contestant,data,n,k,d,dtype,seed,device,hardware,threads,status,reason,note,rounds,"
     "median_ms,lower_quartile_ms,upper_quartile_ms,throughput,unit,time_vs_ours,"
     "yardstick,yardstick_gflops,fraction_of_yardstick,checked,wrong,wrong_rate,not_lowest,error,"
-    "same_bits,extra_bytes,memory_method,vqkern,backend,torch,faiss,python,system,commit,utc"
+    "same_bits,certified,candidates,scanned,invalid,extra_bytes,memory_method,package,"
+    "vqkern,backend,torch,python,system,commit,utc"
 ).split(",")
 
 
@@ -48,16 +50,11 @@ def environment(case: Case, commit: str = "unknown") -> dict[str, str]:
     name = resolved_backend(case)
     state = backend.status(case.device)[name]
     detail = f" ({state.reason})" if name == "cpp" and state.reason else ""
-    try:
-        faiss = metadata.version("faiss-cpu")
-    except metadata.PackageNotFoundError:
-        faiss = ""
     return {
         "hardware": hardware(case.device),
         "vqkern": __version__,
         "backend": f"{name}{detail}",
         "torch": torch.__version__,
-        "faiss": faiss,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "commit": commit,
@@ -104,6 +101,8 @@ def _measured(comparison: Comparison, result: Result) -> dict[str, object]:
         "not_lowest": verdict and verdict.not_lowest,
         "error": verdict and verdict.error,
         "same_bits": result.same_bits,
+        **{name: getattr(result.certificate, name, None) for name in COUNTS},
+        "package": result.package,
         "extra_bytes": result.memory.extra_bytes,
         "memory_method": result.memory.method,
     }
@@ -148,11 +147,15 @@ def table(comparison: Comparison) -> str:
     rates = "; ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in comparison.yardsticks.items())
     head.append(f"medians [quartiles] of {rounds} interleaved rounds; {rates}")
     titles = ["contestant", "median ms", "quartiles", unit]
-    titles += ["of fp32"] if scale else []
+    titles += ["of peak"] if scale else []
     titles += ["time vs ours"]
-    titles += ["wrong argmin" if case.op == "nearest_code" else "max rel. error"]
+    timed = [r for r in comparison.results if r.status == "ok"]
+    counted = OPERATIONS[case.op].counted
+    errors = any(r.verdict.error is not None for r in timed)
+    titles += [f"wrong {counted}"] if counted else []
+    titles += ["max rel. error"] if errors else []
     titles += ["same bits", "extra MiB"]
-    body = [_line(comparison, r, scale) for r in comparison.results if r.status == "ok"]
+    body = [_line(comparison, r, scale, bool(counted), errors) for r in timed]
     widths = [max(len(line[i]) for line in [titles, *body]) for i in range(len(titles))]
     lines = [
         "  ".join(
@@ -164,15 +167,18 @@ def table(comparison: Comparison) -> str:
     return "\n".join([*head, "", *lines, *_remarks(comparison, scale)])
 
 
-def _line(comparison: Comparison, result: Result, scale: tuple[str, float] | None) -> list[str]:
+def _line(
+    comparison: Comparison,
+    result: Result,
+    scale: tuple[str, float] | None,
+    counted: bool,
+    errors: bool,
+) -> list[str]:
     low, median, high = (1e3 * t for t in result.quartiles())
     rate, ratio = comparison.rate(result), comparison.time_ratio(result)
     verdict, memory = result.verdict, result.memory.extra_bytes
-    if verdict.error is not None:
-        judged = f"{verdict.error:.1e}"
-    else:
-        judged = f"{verdict.wrong}/{verdict.checked}"
-        judged += f" ({verdict.wrong_rate:.1%})" if verdict.wrong else ""
+    wrong = f"{verdict.wrong}/{verdict.checked}"
+    wrong += f" ({verdict.wrong_rate:.1%})" if verdict.wrong else ""
     return [
         result.contestant,
         f"{median:.4g}",
@@ -180,7 +186,8 @@ def _line(comparison: Comparison, result: Result, scale: tuple[str, float] | Non
         f"{rate:.4g}",
         *([f"{rate / scale[1]:.0%}"] if scale else []),
         f"{ratio:.2f}x" if ratio is not None else "-",
-        judged,
+        *([wrong] if counted else []),
+        *([f"{verdict.error:.1e}"] if errors else []),
         "yes" if result.same_bits else "NO",
         f"{memory / 2**20:.1f}" if memory is not None else "-",
     ]
@@ -198,8 +205,9 @@ def _remarks(comparison: Comparison, scale: tuple[str, float] | None) -> list[st
                 f"{result.verdict.not_lowest}/{result.verdict.checked} exact ties not to the "
                 "lowest index (not counted as wrong)"
             )
-        if result.verdict.error is not None and result.verdict.wrong:
-            parts.append(f"{result.verdict.wrong}/{result.verdict.checked} counts wrong")
+        if result.certificate is not None:
+            counted = (f"{getattr(result.certificate, name)} {name}" for name in COUNTS)
+            parts.append(", ".join(counted))
         if result.memory.extra_bytes is None and result.memory.method != "not measured":
             parts.append(f"memory {result.memory.method}")
         if parts:
@@ -207,5 +215,5 @@ def _remarks(comparison: Comparison, scale: tuple[str, float] | None) -> list[st
     methods = {r.memory.method for r in comparison.results if r.memory.extra_bytes is not None}
     remarks += [f"extra memory: {method}" for method in sorted(methods)]
     if scale is not None:
-        remarks.append(f"of fp32: throughput relative to the {scale[0]}")
+        remarks.append(f"of peak: throughput relative to the {scale[0]}")
     return ["", *remarks] if remarks else []

@@ -1,0 +1,56 @@
+"""squared_mmd: inputs x [N, D], y [K, D], bandwidths [B]; output (value, gradient of y [K, D])."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..cases import Case
+from .base import Call, Contestant, Output, backend_note, reference_limit
+
+
+def _auto(case: Case, x: Tensor, y: Tensor, bandwidths: Tensor) -> Call:
+    return lambda: _value_and_gradient(x, y, bandwidths, "auto")
+
+
+def _reference(case: Case, x: Tensor, y: Tensor, bandwidths: Tensor) -> Call:
+    return lambda: _value_and_gradient(x, y, bandwidths, "torch")
+
+
+def _value_and_gradient(x: Tensor, y: Tensor, bandwidths: Tensor, backend: str) -> Output:
+    from ... import squared_mmd
+
+    with torch.enable_grad():
+        leaf = y.detach().requires_grad_()
+        value = squared_mmd(x, leaf, bandwidths, backend=backend)
+        return value.detach(), torch.autograd.grad(value, leaf)[0]
+
+
+def _autograd(case: Case, x: Tensor, y: Tensor, bandwidths: Tensor) -> Call:
+    rates = bandwidths.to(x.dtype).reciprocal()
+
+    def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
+        squared = torch.addmm(b.square().sum(-1), a, b.T, alpha=-2)
+        squared = (squared + a.square().sum(-1, keepdim=True)).clamp_min(0)
+        return sum(torch.exp(-rate * squared).mean() for rate in rates)
+
+    def call() -> Output:
+        with torch.enable_grad():
+            leaf = y.detach().requires_grad_()
+            value = mean_kernel(x, x) + mean_kernel(leaf, leaf) - 2 * mean_kernel(x, leaf)
+            return value.detach(), torch.autograd.grad(value, leaf)[0]
+
+    return call
+
+
+def _autograd_limit(case: Case) -> str | None:
+    # Autograd keeps about two matrices a bandwidth, and there are five bandwidths.
+    matrices = case.n * case.n + case.k * case.k + case.n * case.k
+    return "autograd would keep over 4 GB" if matrices * 4 * 11 > 4 << 30 else None
+
+
+SQUARED_MMD = (
+    Contestant("vqkern", _auto, note=backend_note, ours=True),
+    Contestant("vqkern torch reference", _reference, limit=reference_limit),
+    Contestant("torch kernel matrices + autograd", _autograd, limit=_autograd_limit),
+)
