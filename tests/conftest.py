@@ -14,6 +14,13 @@ def same_threads():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def fresh_compiler(request):
+    """Graphs of other tests do not count against the compiler's limit of recompilations."""
+    if "compile" in request.node.name:
+        torch._dynamo.reset()
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():

@@ -44,8 +44,6 @@ def batch(step: int, channels: int) -> torch.Tensor:
 def run(rank: int, folder: str, jobs: list[tuple[str, dict, float]]) -> None:
     """Trains every job in runs of 1, 2 and 4 ranks; saves all parameters and buffers per step."""
     torch.set_num_threads(1)
-    if not hasattr(vqkern.ops, "prior_w2"):
-        vqkern.ops.prior_w2 = lambda y: (y.square().mean(0) - 1).square().sum()
     for world in SIZES:
         if rank < world:
             dist.init_process_group(

@@ -43,12 +43,12 @@ def test_an_explicit_request_runs_or_raises():
         backend.choose("op", "tpu", device, {"torch": backend.always})
 
 
-def test_float64_on_the_native_kernel_names_the_remedy():
-    z = torch.ones(2, 3, dtype=torch.float64)
+def test_a_call_that_a_backend_does_not_support_names_the_reason():
+    support = {"torch": backend.always, "cpp": lambda: "of a reason"}
+    assert backend.choose("op", "auto", torch.device("cpu"), support) == "torch"
     if backend.status()["cpp"].available:
-        with pytest.raises(ValueError, match="float64 inputs run on backend='torch' only"):
-            vqkern.nearest_code(z, z, backend="cpp")
-    assert vqkern.nearest_code(z, z).distance.dtype == torch.float64
+        with pytest.raises(ValueError, match="backend='cpp'.*of a reason"):
+            backend.choose("op", "cpp", torch.device("cpu"), support)
 
 
 @pytest.mark.parametrize(

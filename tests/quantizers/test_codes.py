@@ -128,7 +128,6 @@ def test_tamings_quantizer(legacy):
 
 def test_llamagens_quantizer():
     """Unit latents and codes: indices, losses, and gradients through both normalisations."""
-    pytest.importorskip("vqkern.quantizers.sphere", reason="unit codes are the structure `sphere`")
     state, _, out = golden("llamagen_quantizer")
     q = vqkern.build_quantizer("vanilla_sphere", dim=8, codebook_size=256, channel_dim=1)
     q.load_codes(state["quantize.embedding.weight"])

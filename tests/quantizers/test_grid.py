@@ -12,15 +12,6 @@ import vqkern
 from vqkern.quantizers import VectorQuantizer
 
 
-@pytest.fixture(autouse=True)
-def prior(monkeypatch):
-    """`vaevq` calls `prior_w2`; any smooth function of the codes serves these tests."""
-    if not hasattr(vqkern.ops, "prior_w2"):
-        monkeypatch.setattr(
-            vqkern.ops, "prior_w2", lambda y: (y.square().mean(0) - 1).square().sum(), raising=False
-        )
-
-
 def build(name, **options):
     torch.manual_seed(1)
     return vqkern.build_quantizer(name, **grid_sizes(name), channel_dim=1, **options)
@@ -225,7 +216,6 @@ class TestGrid:
 
     def test_compiles_in_one_graph(self, name):
         skip_repetitions(name)
-        torch._dynamo.reset()
         q = build(name)
         compiled = torch.compile(copy.deepcopy(q), fullgraph=True, backend="eager")
         z = latents(q).requires_grad_()

@@ -15,14 +15,13 @@ from .residual import Residual
 from .scalar import BSQ, FSQ, LFQ
 from .sphere import Spherical
 from .updates import EMA, Gradient, Online, Revival, UpdateRule
-from .variational import DCR, VariationalQuantizer
+from .variational import VariationalQuantizer
 from .vector import VectorQuantizer
 
 __all__ = [
     "BSQ",
     "CODEBOOK_FREE",
     "Contestant",
-    "DCR",
     "EMA",
     "FSQ",
     "Gradient",

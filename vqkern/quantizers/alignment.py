@@ -161,12 +161,12 @@ class PriorWasserstein:
     `vqkern.prior_w2`. Features do not count: the prior stands for them.
 
     Args:
-        weight: lambda_dcr; 1e-6 in the released configuration.
+        weight: lambda_dcr; 0.1 in the paper, 1e-6 in the released configuration.
         compat: ``"released"`` is the released program's value |m|^2 + sum (c - m)^2 / D + D, which
             drops the root of the covariance.
     """
 
-    weight: float = 1e-6
+    weight: float = 0.1
     compat: str | None = None
 
     def __post_init__(self) -> None:

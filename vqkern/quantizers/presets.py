@@ -8,14 +8,14 @@ from collections.abc import Callable
 
 from torch import nn
 
-from .alignment import MMD, Alignment, Wasserstein, build_alignment
+from .alignment import MMD, Alignment, PriorWasserstein, Wasserstein, build_alignment
 from .base import Quantizer, require_weight
 from .bridge import VQBridge
 from .codes import MLP5, Linear, Table
 from .compose import CODEBOOK_FREE, STRUCTURES, mgvq_options
 from .estimators import build_estimator
 from .updates import EMA, Gradient, Online, Revival
-from .variational import DCR, VariationalQuantizer
+from .variational import VariationalQuantizer
 from .vector import VectorQuantizer
 
 
@@ -186,7 +186,7 @@ def vaevq(
     channel_dim: int = -1,
     estimator: str = "straight_through",
 ) -> VariationalQuantizer:
-    """VAEVQ: a Gaussian latent of 2 x dim channels, a trained table behind a linear map, DCR.
+    """VAEVQ: a Gaussian latent of 2 x dim channels, a trained table behind a linear map, the prior.
 
     `parametrisation` may be ``"table"`` for free codes.
     """
@@ -196,7 +196,7 @@ def vaevq(
     table = Table(codebook_size, dim, init=init)
     return VariationalQuantizer(
         Linear(table) if parametrisation == "linear" else table,
-        alignment=DCR(dcr_weight) if dcr_weight else None,
+        alignment=PriorWasserstein(dcr_weight) if dcr_weight else None,
         rcs_weight=rcs_weight,
         kl_weight=kl_weight,
         form=form,

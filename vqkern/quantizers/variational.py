@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import torch
@@ -30,23 +29,6 @@ class Branches(NamedTuple):
     loss: Tensor
 
 
-@dataclass(frozen=True)
-class DCR:
-    """weight * prior_w2(codes): pulls all codes to N(0, I) (VAEVQ eq. 11), features unused."""
-
-    weight: float = 0.1
-
-    def __call__(self, features: Tensor, valid: Tensor, codes: Tensor) -> Tensor:
-        """The weighted loss, float32 scalar; its minimum is -weight * D, not 0."""
-        from ..ops import prior_w2
-
-        return self.weight * prior_w2(codes.float())
-
-    @property
-    def config(self) -> dict:
-        return {"name": "dcr", **asdict(self)}
-
-
 class VariationalQuantizer(VectorQuantizer):
     """A vector quantizer of Gaussian latents N(mean, diag(std^2)) (VAEVQ, VLQ and RCS).
 
@@ -61,7 +43,7 @@ class VariationalQuantizer(VectorQuantizer):
 
     Args:
         codes: the parametrisation; the released one is ``Linear(Table(K, dim, init="scaled"))``.
-        alignment: DCR in the paper; None for nothing.
+        alignment: `PriorWasserstein(0.1)` in the paper (DCR, eq. 11); None for nothing.
         rcs_weight: lambda_rcs of eq. 12.
         kl_weight: of KL. The paper names none; 2.56e-4 is latent diffusion's 1e-6 times the sum
             over an image of 256 tokens.
