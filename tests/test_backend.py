@@ -7,7 +7,6 @@ import textwrap
 import pytest
 import torch
 
-import vqkern
 from vqkern import backend
 
 
