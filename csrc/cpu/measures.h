@@ -35,6 +35,14 @@ double sum_in_pairs(const T* a, const T* b, int64_t dim, Term term) {
     return sum[0] + sum[1];
 }
 
+// Asks for a code's values; the first lines do, the others follow by themselves.
+template <typename T>
+void prefetch_code(const T* code, int64_t dim) {
+    const char* bytes = reinterpret_cast<const char*>(code);
+    const int64_t size = dim * static_cast<int64_t>(sizeof(T));
+    for (int64_t at = 0; at < size && at < 1024; at += 64) __builtin_prefetch(bytes + at);
+}
+
 // argmin |z - e|^2. float64 values are brought near 1 by a power of two first, so that squares neither
 // overflow nor, next to the largest of them, matter where they underflow.
 template <typename T>
@@ -51,6 +59,7 @@ struct SquaredL2 {
             return difference * difference;
         });
     }
+    void prefetch(int64_t k) const { prefetch_code(codes + k * dim, dim); }
     double width(double key) const { return (dim + 3) * (0x1p-53 * key + 0x1p-1070); }
     int compare(int64_t i, int64_t a, int64_t b) const {
         return compare_distances(z + i * dim, codes + a * dim, codes + b * dim, dim);
@@ -78,6 +87,7 @@ struct Cosine {
             [a_scale, b_scale](Pair a, Pair b) { return (a * a_scale) * (b * b_scale); });
         return -dot / (rows[i].norm * of_codes[k].norm);
     }
+    void prefetch(int64_t k) const { prefetch_code(codes + k * dim, dim); }
     double width(double) const { return (2 * dim + 20) * 0x1p-53; }
     int compare(int64_t i, int64_t a, int64_t b) const {
         return compare_cosines(z + i * dim, codes + a * dim, codes + b * dim, dim);

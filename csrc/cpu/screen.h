@@ -50,9 +50,11 @@ constexpr int64_t bf16_code_place(int64_t code, int64_t d) {
     return d / 32 * 1024 + code / 16 * 512 + d % 32 / 2 * 32 + code % 16 * 2 + d % 2;
 }
 
-// The answers of a panel's rows as they form. Both calls may lower the row's bound, or close the row.
+// The answers of a panel's rows as they form. To measure and to keep may lower the row's bound, or close it.
 class Hits {
   public:
+    // The code is about to be measured.
+    virtual void expect(int64_t code) = 0;
     // Measures a code exactly.
     virtual void measure(int row, int64_t code) = 0;
     // Keeps a code whose score is at least `lower`.

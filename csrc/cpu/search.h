@@ -36,6 +36,7 @@ class RowPanel final : public Hits {
   public:
     void open(const Measure& measure, int64_t id, double squared, int r, const Codebook& codebook) {
         codebook_ = &codebook;
+        measure_ = &measure;
         rows_[r] = Row();
         rows_[r].nearest = Nearest<Measure>(measure, id);
         rows_[r].squared = squared;
@@ -45,6 +46,10 @@ class RowPanel final : public Hits {
     void overflow(int r) {
         rows_[r].overflowed = true;
         panel.upper[r] = -FLT_MAX;
+    }
+
+    void expect(int64_t code) override {
+        if (code < codebook_->k) measure_->prefetch(code);
     }
 
     void measure(int r, int64_t code) override {
@@ -78,6 +83,7 @@ class RowPanel final : public Hits {
             if (row.measured > most_measured(codebook_->k)) return overflow(r);
         }
         row.held_codes[row.held++] = {code, lower};
+        expect(code);
     }
 
     bool overflowed(int r) const { return rows_[r].overflowed; }
@@ -114,6 +120,7 @@ class RowPanel final : public Hits {
     }
 
     const Codebook* codebook_ = nullptr;
+    const Measure* measure_ = nullptr;
     Row rows_[kPanelRows];
 };
 
