@@ -37,7 +37,10 @@ CODE_SUMS = [
     Case(*shape, op="code_sums")
     for shape in ((16384, 16384, 8), (65536, 16384, 8), (65536, 65536, 16), (65536, 65536, 256))
 ]
-SQUARED_MMD = [Case(*shape, op="squared_mmd") for shape in ((1024, 2048, 8), (2048, 4096, 16))]
+SQUARED_MMD = [
+    Case(*shape, op="squared_mmd")
+    for shape in ((1024, 2048, 8), (2048, 4096, 16), (8192, 16384, 16))
+]
 GAUSSIAN_W2 = [
     *(Case(*shape, op="gaussian_w2") for shape in ((8192, 65536, 16), (8192, 262144, 64))),
     Case(8192, 65536, 16, data="flat", op="gaussian_w2"),

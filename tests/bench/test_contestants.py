@@ -297,10 +297,10 @@ def test_limits(name, case, reason, fake):
 
 def test_keops_needs_a_compiler_and_a_small_problem(monkeypatch):
     limit = PEERS["KeOps argmin"].limit
-    monkeypatch.setattr(nearest_code.shutil, "which", lambda name: "/bin/" + name)
+    monkeypatch.setattr(base.shutil, "which", lambda name: "/bin/" + name)
     assert limit(Case(8192, 65536, 16)) is None
     assert limit(Case(4096, 65536, 64)) == "seconds a call on a CPU: up to N x K x D = 2^33"
-    monkeypatch.setattr(nearest_code.shutil, "which", lambda name: None)
+    monkeypatch.setattr(base.shutil, "which", lambda name: None)
     assert "there is no C++ compiler here" in limit(CASE)
 
 

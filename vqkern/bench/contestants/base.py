@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -20,6 +21,9 @@ Call = Callable[[], Output]
 # fastest for addmm + argmin on the CPUs tried.
 CHUNK_SCORES = 1 << 26
 REFERENCE_SCORES = 1 << 24  # the float64 specification is for checking, not for speed
+
+
+KEOPS = (("pykeops", "pip install pykeops"),)
 
 
 def _no_limit(case: Case) -> str | None:
@@ -143,3 +147,21 @@ def memory_limit(case: Case, needed: int, what: str) -> str | None:
     if 3 * needed <= 2 * available:
         return None
     return f"{what} would take {needed / 1e9:.0f} GB; {owner} has {available / 1e9:.0f} GB"
+
+
+def keops_compiles(case: Case) -> str | None:
+    """A reason if KeOps has no compiler to work with."""
+    names = (os.environ.get("CXX", ""), "c++", "g++", "clang++")
+    if any(shutil.which(name) for name in names if name):
+        return None
+    return "KeOps compiles its formula, and there is no C++ compiler here"
+
+
+def keops_lazy_tensor():
+    """KeOps' LazyTensor, without its remarks on the terminal."""
+    import pykeops
+
+    pykeops.set_verbose(False)
+    from pykeops.torch import LazyTensor
+
+    return LazyTensor

@@ -6,19 +6,19 @@ such inputs has to do.
 
 from __future__ import annotations
 
-import os
-import shutil
-
 import torch
 from torch import Tensor
 
 from ..cases import Case
 from .base import (
+    KEOPS,
     Call,
     Contestant,
     backend_note,
     chunk_note,
     chunk_rows,
+    keops_compiles,
+    keops_lazy_tensor,
     power_of_two,
     reference_limit,
     scores_limit,
@@ -126,10 +126,7 @@ def _usearch(case: Case, z: Tensor, codes: Tensor) -> Call:
 
 
 def _keops(case: Case, z: Tensor, codes: Tensor) -> Call:
-    import pykeops
-
-    pykeops.set_verbose(False)
-    from pykeops.torch import LazyTensor
+    LazyTensor = keops_lazy_tensor()
 
     def nearest(z: Tensor, codes: Tensor) -> Tensor:
         difference = LazyTensor(z.float()[:, None]) - LazyTensor(codes.float()[None])
@@ -141,9 +138,8 @@ def _keops(case: Case, z: Tensor, codes: Tensor) -> Call:
 
 
 def _keops_limit(case: Case) -> str | None:
-    names = (os.environ.get("CXX", ""), "c++", "g++", "clang++")
-    if not any(shutil.which(name) for name in names if name):
-        return "KeOps compiles its formula, and there is no C++ compiler here"
+    if keops_compiles(case) is not None:
+        return keops_compiles(case)
     if case.device == "cpu" and case.n * case.k * case.d > KEOPS_WORK:
         return f"seconds a call on a CPU: up to N x K x D = 2^{KEOPS_WORK.bit_length() - 1}"
     return None
@@ -194,7 +190,7 @@ NEAREST_CODE = (
     Contestant(
         "KeOps argmin",
         _keops,
-        needs=(("pykeops", "pip install pykeops"),),
+        needs=KEOPS,
         limit=_keops_limit,
         note=lambda case: "compiled before the clock starts",
         memory=("cpu",),
