@@ -46,6 +46,17 @@ def check(kernel, z, codes, dtype=torch.float32):
     return counts
 
 
+def odd(most, *shape):
+    """Odd numbers of either sign, of the size of `most`."""
+    return (torch.randint(most // 4, most // 2, shape) * 2 + 1) * (whole(1, *shape) * 2 + 1).sign()
+
+
+def without_sum(most, n, d):
+    """Whole numbers whose sum is 0: a constant vector has the same product with all of them."""
+    numbers = whole(most, n, d)
+    return numbers - numbers.roll(1, dims=1)
+
+
 def shell(centre, count, radius):
     """Whole vectors at one distance from a centre, but for their rounding to whole numbers."""
     directions = torch.nn.functional.normalize(torch.randn(count, len(centre)).double(), dim=1)
@@ -171,17 +182,30 @@ class TestBounds:
     @every_kernel
     @pytest.mark.parametrize("d", [256, 1024])
     def test_sums_that_grow_and_cancel(self, kernel, d):
-        """z.e climbs to D / 2 and falls back to 0: float32 loses what the score leaves no room for.
+        """z.e climbs for D / 2 channels and falls back to 0: float32 rounds large partial sums.
 
         One-hot codes far away keep the centre at 0.
         """
         sign = torch.ones(d, dtype=torch.int64)
         sign[d // 2 :] = -1
-        rows = (sign << 20) + whole(1 << 19, 20, d)
-        near = (1 << 20) + whole(1 << 10, 100, d)
-        far = (torch.eye(d, dtype=torch.int64) << 21) * 2 * math.isqrt(d)
-        codes = torch.cat([far[torch.arange(512) % d], near])
-        check(kernel, rows, codes)
+        rows = sign * odd(1 << 24, 20, 1)
+        near = 256 + torch.cat([without_sum(16, 100, d // 2), without_sum(16, 100, d // 2)], 1)
+        far = torch.eye(d, dtype=torch.int64)[torch.arange(512) % d] << 27
+        check(kernel, rows, torch.cat([far, near]))
+
+    @every_kernel
+    @pytest.mark.parametrize("shift", [0, 10, 20])
+    def test_equal_products_with_far_rows(self, kernel, shift):
+        """|z - e|^2 loses in float64 what tells the codes apart; so does the bound it gives."""
+        rows = (odd(1 << 24, 40, 1) << shift).expand(40, 8)
+        check(kernel, rows, 32 + without_sum(20, 1500, 8))
+
+    @every_kernel
+    @pytest.mark.parametrize("size", [1 << 26, 1 << 32, 1 << 40])
+    def test_equal_products_with_rows_that_float32_rounds(self, kernel, size):
+        """Float32 stand-ins of such rows are off by more than the codes are long."""
+        rows = odd(size, 40, 1).expand(40, 8)
+        check(kernel, rows, 32 + without_sum(20, 1500, 8), torch.float64)
 
     @every_kernel
     @pytest.mark.parametrize("shift", [13, 27, 40])
@@ -233,13 +257,16 @@ class TestBounds:
 
 class TestIntegers:
     @every_kernel
-    @pytest.mark.parametrize("d", [4096, 4097, 70_000])
+    @pytest.mark.parametrize("d", [4096, 4097, 90_000])
     def test_aligned_vectors_of_the_widest_components(self, kernel, d):
-        """All +-127: sums as large as int8 makes them; 2^31 is passed at 50,000 channels."""
-        k = 40
-        codes = (127 * (2 * torch.randint(0, 2, (k, 1)) - 1)).expand(k, d).clone()
-        codes += whole(1, k, d)
-        check(kernel, torch.cat([codes[[3, 17, 39]], -codes[[5]]]), codes)
+        """All 127 or -127, but for one channel each: sums as large as int8 makes them.
+
+        Sums of products with codes offset by 128 leave 32 bits at 82,900 channels.
+        """
+        codes = torch.full((100, d), -127)
+        codes[::3] = 127
+        codes[torch.arange(100), torch.arange(100) * 40] //= 2
+        check(kernel, torch.cat([codes[[3, 42, 66, 99, 50]], -codes[[5, 6]]]), codes)
 
     @every_kernel
     @pytest.mark.parametrize("d", [2, 7, 16, 64])
@@ -252,13 +279,15 @@ class TestIntegers:
         check(kernel, torch.cat([codes[::7], -codes[::9], whole(size, 5, d)]), codes)
 
     @every_kernel
-    @pytest.mark.parametrize("times", [3, 10, 30, 1000, 100_000])
+    @pytest.mark.parametrize("times", [4, 10, 30, 1000, 100_000])
     def test_half_norms_beyond_the_cut_bound_nothing(self, kernel, times):
-        """A group of codes far out on the rows' side, the near ones on the other.
+        """The near codes stand across the rows; a group of codes far out lies in their direction.
 
-        Were the cut half norm of the former taken for the true one, they would score lower.
+        Were a cut half norm of the latter taken for the true one, they would score lower.
         """
-        near = torch.tensor([-64, 0, 0, 0, 0, 0, 0, 0]) + whole(2, 1280, 8)
+        axis = torch.randint(1, 8, (1280,))
+        near = (64 * torch.eye(8).long()[axis]) * (2 * torch.randint(0, 2, (1280, 1)) - 1)
+        near += whole(2, 1280, 8)
         far = torch.tensor([64 * times, 0, 0, 0, 0, 0, 0, 0]) + whole(2, 256, 8)
         codes = torch.cat([near[:256], far, near[256:]])
         check(kernel, torch.tensor([64, 0, 0, 0, 0, 0, 0, 0]) + whole(1, 30, 8), codes)
