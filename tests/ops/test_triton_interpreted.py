@@ -184,6 +184,29 @@ def test_splits_do_not_matter(splits):
 
 
 @interpreted
+def test_a_scan_sees_every_block():
+    """Groups that fp16 cannot tell apart make a scan; the nearest codes lie all over."""
+    codes = normal(32, 4, 36).repeat(32, 1) + 1e-6 * normal(1024, 4, 37)
+    rows = torch.tensor([3, 300, 700, 1020])
+    assert assert_nearest(codes[rows], codes) == 4
+    assert torch.equal(nearest.nearest_code(codes[rows], codes)[0], rows)
+
+
+@interpreted
+def test_permuted_codes_of_all_magnitudes_tie():
+    """Their float64 sums differ by the order of the terms, and the first code's is not the least."""
+    base = normal(1, 6, 38)[0] * torch.tensor([1, 1e-3, 30, 1e-5, 0.1, 1e-2])
+    generator = torch.Generator().manual_seed(39)
+    codes = torch.stack([base[torch.randperm(6, generator=generator)] for _ in range(40)])
+    z = normal(8, 1, 40).expand(8, 6)
+    keys = torch.zeros(8, 40, dtype=torch.float64)
+    for d in range(6):
+        keys += (z.double()[:, d, None] - codes.double()[None, :, d]).square()
+    assert (keys.amin(1) < keys[:, 0]).sum() >= 4
+    assert nearest.nearest_code(z, codes)[0].tolist() == [0] * 8
+
+
+@interpreted
 def test_not_finite():
     z, codes = normal(9, 5, 19), normal(70, 5, 20)
     z[2, 1], z[4, 0], z[5, 4] = torch.inf, torch.nan, -torch.inf

@@ -1,0 +1,322 @@
+"""The mutants of `make mutants`: one change each that makes results wrong, or unproved.
+
+A change that only costs time, or that another margin makes up for, is none: it cannot fail a test.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """`text`, which occurs once in `file`, becomes `replacement`; `suite` names the tests."""
+
+    name: str
+    suite: str
+    file: str
+    text: str
+    replacement: str
+    breaks: str
+
+
+CPU = "csrc/cpu/"
+NEAREST = "vqkern/ops/nearest_code/"
+SUMS = "vqkern/ops/code_sums/triton_kernels.py"
+
+MUTANTS = [
+    Mutant(
+        "margin-without-delta", "search", CPU + "screen_groups.inc",
+        "* 0x1p-22f + delta;", "* 0x1p-22f;",
+        "the bound of a score is its float32 rounding alone",
+    ),
+    Mutant(
+        "delta-without-slope", "search", CPU + "screen_groups.inc",
+        "return panel.slope[r] * group.norm + (", "return (",
+        "what rounding took from the row is not in the bound",
+    ),
+    Mutant(
+        "delta-without-spread", "search", CPU + "screen_groups.inc",
+        "panel.spread[r] * group.residual + group.largest", "group.largest",
+        "what rounding took from the codes is not in the bound",
+    ),
+    Mutant(
+        "lower-bound-is-the-score", "search", CPU + "screen_groups.inc",
+        "low = least[r] - slack,", "low = least[r],",
+        "groups are dropped by their computed score",
+    ),
+    Mutant(
+        "upper-bound-is-the-score", "search", CPU + "screen_groups.inc",
+        "high = least[r] + slack;", "high = least[r];",
+        "a computed score, not its upper bound, closes groups",
+    ),
+    Mutant(
+        "limit-without-margin", "search", CPU + "screen_groups.inc",
+        "upper + 2 * margin(upper, delta);", "upper;",
+        "codes beside the best of their group are dropped by their score",
+    ),
+    Mutant(
+        "kept-by-score", "search", CPU + "screen_groups.inc",
+        "keep(r, first + j, scores[j] - margin(scores[j], delta));",
+        "keep(r, first + j, scores[j]);",
+        "held candidates are dropped by their score",
+    ),
+    Mutant(
+        "group-test-flipped", "search", CPU + "screen_groups.inc",
+        "if (lower[i][r] <= panel.upper[r]) resolve(", "if (lower[i][r] > panel.upper[r]) resolve(",
+        "only the best group of a row is looked at",
+    ),
+    Mutant(
+        "last-tile-dropped", "search", CPU + "isa_avx512vnni.cpp",
+        "return end < codes.tiles ? end : codes.tiles;",
+        "return end <= codes.tiles ? end : codes.tiles - 1;",
+        "the last tile of a partial group is not screened",
+    ),
+    Mutant(
+        "last-tile-dropped-float32", "search", CPU + "screen.inc",
+        "return end < codes.tiles ? end : codes.tiles;",
+        "return end <= codes.tiles ? end : codes.tiles - 1;",
+        "the last tile of a partial group is not screened",
+    ),
+    Mutant(
+        "cut-removed", "search", CPU + "isa_avx512vnni.cpp",
+        "_mm512_cvtps_epi32(_mm512_min_ps(scaled, _mm512_set1_ps(kCut)))",
+        "_mm512_cvtps_epi32(scaled)",
+        "half norms beyond 31 bits become the least integer",
+    ),
+    Mutant(
+        "cut-bounds", "search", CPU + "isa_avx512vnni.cpp",
+        "return unit_value * codes.groups[g].half_norm < kCut &&",
+        "return",
+        "a half norm that was cut gives an upper bound where the product is large",
+    ),
+    Mutant(
+        "int8-shift-dropped", "search", CPU + "search.h",
+        "panel.shift[r] = 128 * packer_.sum(r);", "panel.shift[r] = 0;",
+        "scores keep what the codes' offset of 128 adds",
+    ),
+    Mutant(
+        "int8-at-any-width", "search", CPU + "screen.h",
+        "Format::kInt8 ? 4096 : INT64_MAX;", "Format::kInt8 ? 1 << 20 : INT64_MAX;",
+        "sums of int8 products leave 32 bits at 82,900 channels",
+    ),
+    Mutant(
+        "int16-norm-too-large", "search", CPU + "screen.h",
+        "kInt16Norm = 23100.0;", "kInt16Norm = 40000.0;",
+        "a one-hot vector does not fit 16 bits",
+    ),
+    Mutant(
+        "scale-of-the-first-panel", "search", CPU + "search.h",
+        "packer_.place(0, count, panel.scale, panel_rows(p));",
+        "packer_.place(0, count, panels_[0].panel.scale, panel_rows(p));",
+        "later panels are rounded in units of the first",
+    ),
+    Mutant(
+        "row-offset-in-32-bits", "search", CPU + "search.h",
+        "z_ + ids[r] * codebook.dim;", "z_ + static_cast<int32_t>(ids[r] * codebook.dim);",
+        "rows beyond 2^31 elements are read elsewhere",
+    ),
+    Mutant(
+        "distance-taken-as-exact", "search", CPU + "search.h",
+        "((codebook_->dim + 8) * 0x1p-52 + 4 * codebook_->relative)", "(4 * codebook_->relative)",
+        "the float64 rounding of a measured distance is not in the bound",
+    ),
+    Mutant(
+        "stand-ins-taken-as-exact", "search", CPU + "search.h",
+        "* 0x1p-52 + 4 * codebook_->relative)", "* 0x1p-52)",
+        "float32 stand-ins of float64 vectors count as those",
+    ),
+    Mutant(
+        "kappa-dropped", "search", CPU + "search.h",
+        "slope = packed_.kappa() * norm;", "slope = 0.0;",
+        "the rounding of float32 sums is not in the bound",
+    ),
+    Mutant(
+        "beyond-the-first-flush", "search", CPU + "search.h",
+        "if (kept == kHeld) measure_held(r);", "if (kept == kHeld) row.held = 0;",
+        "sixteen candidates that all qualify are forgotten",
+    ),
+    Mutant(
+        "held-test-flipped", "search", CPU + "search.h",
+        "if (row.held_codes[i].lower <= panel.upper[r]) measure(",
+        "if (row.held_codes[i].lower > panel.upper[r]) measure(",
+        "held candidates that qualify are not measured",
+    ),
+    Mutant(
+        "block-skips-a-group", "search", CPU + "search.h",
+        "packed_.groups(); group += block)", "packed_.groups(); group += block + 1)",
+        "the first group after a block is not screened",
+    ),
+    Mutant(
+        "scan-misses-the-last-code", "search", CPU + "search.h",
+        "for (int64_t k = block; k < stop; ++k)",
+        "for (int64_t k = block; k + 1 < stop || k == 0; ++k)",
+        "a full scan leaves out a code of each block",
+    ),
+    Mutant(
+        "padding-scores-zero", "search", CPU + "codebook.cpp",
+        "? std::numeric_limits<float>::infinity()", "? 0.0f",
+        "codes that are not there bound the score of those that are",
+    ),
+    Mutant(
+        "partial-group-dropped", "search", CPU + "codebook.cpp",
+        "groups_((tiles_ + group_tiles_ - 1) / group_tiles_) {",
+        "groups_(std::max<int64_t>(1, tiles_ / group_tiles_)) {",
+        "the last group is not screened unless it is full",
+    ),
+    Mutant(
+        "code-not-finite-packed", "search", CPU + "codebook.cpp",
+        "if (!finite) vectors[j] = nullptr;", "if (false) vectors[j] = nullptr;",
+        "NaN and infinity enter norms and scales of a group",
+    ),
+    Mutant(
+        "centring-skipped", "search", CPU + "pack_avx512.inc",
+        "_mm512_mul_ps(_mm512_sub_ps(x, c), scale);", "_mm512_mul_ps(x, scale);",
+        "products of vectors off the centre, half norms of centred ones",
+    ),
+    Mutant(
+        "channel-mask-dropped", "search", CPU + "pack_avx512.inc",
+        "const __mmask16 there = left >= 16 ? 0xffff : left <= 0 ? 0 : (1u << left) - 1;\n"
+        "            const __m512 x",
+        "const __mmask16 there = left <= 0 ? 0 : 0xffff;\n            const __m512 x",
+        "a vector goes on into the next one",
+    ),
+    Mutant(
+        "tie-width-dropped", "search", CPU + "measures.h",
+        "return (dim + 3) * (0x1p-53 * key + 0x1p-1070);", "return 0 * key;",
+        "float64 rounding decides between equal distances",
+    ),
+    Mutant(
+        "ties-to-the-highest", "search", CPU + "measures.h",
+        "(sign == 0 && code > code_)", "(sign == 0 && code < code_)",
+        "the last of equally near codes wins",
+    ),
+    Mutant(
+        "cosine-squared-halved", "search", CPU + "measures.h",
+        "return 2.0 * (1.0 + key);", "return 1.0 + key;",
+        "a measured cosine bounds scores by half the squared distance",
+    ),
+    Mutant(
+        "row-not-finite-searched", "search", CPU + "nearest_code.cpp",
+        "if (finite_row(z + i * dim, dim)) {", "if (finite_row(z + i * dim, dim - 1)) {",
+        "rows with NaN or infinity in the last channel get an index",
+    ),
+    Mutant(
+        "expansion-forgets-errors", "search", CPU + "exact.cpp",
+        "if (error != 0.0) parts_[kept++] = error;", "if (error > 1e300) parts_[kept++] = error;",
+        "the exact comparison is one in float64",
+    ),
+    Mutant(
+        "float32-sums", "sums", CPU + "code_sums.cpp",
+        "std::vector<double> sum(dim);", "std::vector<float> sum(dim);",
+        "sums are rounded to float32 after every vector",
+    ),
+    Mutant(
+        "runs-end-at-512", "sums", CPU + "code_sums.cpp",
+        "t < start[j + 1]; ++t)", "t < std::min(start[j + 1], start[j] + 512); ++t)",
+        "the tokens of a code beyond the first 512 are left out",
+    ),
+    Mutant(
+        "last-token-first", "sums", CPU + "code_sums.cpp",
+        "z + order[t] * dim;", "z + order[start[j + 1] - 1 - (t - start[j])] * dim;",
+        "sums run against the order of tokens",
+    ),
+    Mutant(
+        "vector-offset-in-32-bits", "sums", CPU + "code_sums.cpp",
+        "z + order[t] * dim;", "z + static_cast<int32_t>(order[t] * dim);",
+        "vectors beyond 2^31 elements are read elsewhere",
+    ),
+    Mutant(
+        "triton-absent-codes-score-zero", "triton", NEAREST + "triton_kernels.py",
+        'tl.where(good, 0.5 * norm, float("inf"))', "(0.5 * norm)",
+        "codes that are not there, or not finite, are scored",
+    ),
+    Mutant(
+        "triton-code-residual-dropped", "triton", NEAREST + "triton_kernels.py",
+        "lost = tl.sqrt(most_residual) + g *", "lost = g *",
+        "what rounding took from the codes is not in the bound",
+    ),
+    Mutant(
+        "triton-row-residual-dropped", "triton", NEAREST + "triton_kernels.py",
+        "delta = residual[:, None] * top[None, :] + norm", "delta = norm",
+        "what rounding took from the row is not in the bound",
+    ),
+    Mutant(
+        "triton-lower-bound-is-the-score", "triton", NEAREST + "triton_kernels.py",
+        "_keep(score - delta, ids,", "_keep(score, ids,",
+        "groups are dropped by their computed score",
+    ),
+    Mutant(
+        "triton-upper-bound-is-the-score", "triton", NEAREST + "triton_kernels.py",
+        "u = tl.minimum(u, score + delta)", "u = tl.minimum(u, score)",
+        "a computed score, not its upper bound, closes groups",
+    ),
+    Mutant(
+        "triton-lost-groups-ignored", "triton", NEAREST + "triton_kernels.py",
+        "lost = tl.sum((possible & (kept == 0)).to(tl.int32), 0) > 0",
+        "lost = tl.sum((possible & (kept == 0)).to(tl.int32), 0) < 0",
+        "a row that lost a group is not scanned",
+    ),
+    Mutant(
+        "triton-first-split-only", "triton", NEAREST + "triton_kernels.py",
+        "open = possible & kept & (kind", "open = possible & kept & (slot < 4 * DEPTH) & (kind",
+        "groups of later splits are not merged",
+    ),
+    Mutant(
+        "triton-scan-of-one-block", "triton", NEAREST + "triton_kernels.py",
+        "if differ | (best < 0):", "if best < 0:",
+        "a full scan ends with the first block that has a code",
+    ),
+    Mutant(
+        "triton-far-rows-screened", "triton", NEAREST + "triton_kernels.py",
+        "within = exponent <= ROW_EXPONENT", "within = exponent <= 1000",
+        "rows beyond the screen's range are screened",
+    ),
+    Mutant(
+        "triton-tie-width-dropped", "triton", NEAREST + "triton_exact.py",
+        "limit = least + least * (4 * (D + 3) * 2.0**-53)", "limit = least",
+        "float64 rounding decides between equal distances",
+    ),
+    Mutant(
+        "triton-ties-to-the-highest", "triton", NEAREST + "triton_exact.py",
+        "lowest = tl.min(tl.where(near, code, NO_INDEX), 0)",
+        "lowest = tl.max(tl.where(near, code, -1), 0)",
+        "the last of equally near codes of a group wins",
+    ),
+    Mutant(
+        "triton-product-without-error", "triton", NEAREST + "triton_exact.py",
+        "_add(s0, s1, s2, s3, r)", "_add(s0, s1, s2, s3, 0.0 * r)",
+        "the exact comparison rounds its products to float64",
+    ),
+    Mutant(
+        "triton-row-offset-in-32-bits", "triton-offsets", NEAREST + "triton_kernels.py",
+        "row = tl.program_id(0).to(tl.int64)\n    kind =", "row = tl.program_id(0)\n    kind =",
+        "rows beyond 2^31 elements are read elsewhere",
+    ),
+    Mutant(
+        "triton-code-offset-in-32-bits", "triton-offsets", NEAREST + "triton_exact.py",
+        "code = first + tl.arange(0, CODES).to(tl.int64)",
+        "code = first.to(tl.int32) + tl.arange(0, CODES)",
+        "codes beyond 2^31 elements are read elsewhere",
+    ),
+    Mutant(
+        "triton-pieces-overlap", "triton-sums", SUMS,
+        "stop = tl.minimum(end, start + PIECE)", "stop = end",
+        "tokens of long runs are summed more than once",
+    ),
+    Mutant(
+        "triton-token-mask-dropped", "triton-sums", SUMS,
+        "mask=live[:, None] & inside[None, :],", "mask=inside[None, :],",
+        "a run goes on with the vector of token 0",
+    ),
+    Mutant(
+        "triton-float32-sums", "triton-sums", SUMS,
+        "sums += tl.sum(value.to(tl.float64), 0)", "sums += tl.sum(value.to(tl.float32), 0)",
+        "eight vectors at a time are summed in float32",
+    ),
+    Mutant(
+        "triton-partial-rows-collide", "triton-sums", SUMS,
+        "return position // PIECE * 2 + (position == start_of_run).to(tl.int64)",
+        "return position // PIECE * 2",
+        "two pieces write one partial sum",
+    ),
+]  # fmt: skip
