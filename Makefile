@@ -5,6 +5,7 @@
 #   make test        all tests (under ten minutes on two cores)
 #   make bench       the kernels against their peers, interleaved
 #   make soak        ten thousand searches a kernel, every Triton tile compiled
+#   make mutants     break the kernels one line at a time and see the tests go red (half an hour)
 #   make gpu-check   on a GPU machine: build, GPU tests, races, benchmarks, one command
 #   make lint        ruff
 
@@ -19,7 +20,7 @@ TRITON ?= triton==3.7.1
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test bench soak gpu-check lint clean
+.PHONY: demo test bench soak mutants gpu-check lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/vqkern demo $(ARGS)
@@ -35,6 +36,9 @@ bench: $(VENV)/.bench
 soak: $(VENV)/.test
 	set -o pipefail; $(BIN)/python -m pytest -m slow --durations=0 $(ARGS) \
 		| tee benchmarks/results/soak.txt
+
+mutants: $(VENV)/.test
+	$(BIN)/python tests/mutants.py --out benchmarks/results/mutants.txt $(ARGS)
 
 # The Python that is there already, with its CUDA torch: a GPU machine often has no network.
 gpu-check:

@@ -7,6 +7,7 @@ nearest among the candidates: such data shows a bound that is too small.
 
 import math
 import mmap
+from fractions import Fraction
 
 import pytest
 import torch
@@ -396,3 +397,36 @@ class TestRowsAndThreads:
         expected = nearest_whole(z, codes)
         expected[bad] = -1
         assert torch.equal(index, expected)
+
+
+@pytest.mark.parametrize("kernel", CPU_KERNELS)
+def test_long_rows_whose_products_cancel(kernel):
+    """Products of thousands of times the half norms add up to zero, but for their float32 rounding."""
+    half = torch.randn(300, 64)
+    half /= half.norm(dim=-1, keepdim=True)
+    half *= 1 + 1e-6 * torch.rand(300, 1)
+    codes = torch.cat([half, -half], 1)
+    z = torch.full((24, 128), 1.0) * 10.0 ** torch.linspace(2, 6, 24)[:, None]
+    index, _, _ = native.search(z, codes, kernel)
+    rows = [[Fraction(v) for v in code] for code in codes.tolist()]
+    norms = [sum(v * v for v in row) for row in rows]
+    sums = [sum(row) for row in rows]
+    for i in range(24):
+        scale = Fraction(z[i, 0].item())
+        scores = [norm - 2 * scale * total for norm, total in zip(norms, sums, strict=True)]
+        assert index[i] == scores.index(min(scores))
+
+
+@pytest.mark.parametrize("kernel", CPU_KERNELS)
+def test_rows_so_long_that_float64_distances_are_noise(kernel):
+    z = torch.randn(40, 2) * 1e12
+    codes = torch.randn(700, 2)
+    index, _, _ = native.search(z, codes, kernel)
+    norms = [sum(Fraction(v) ** 2 for v in code) for code in codes.tolist()]
+    for i, row in enumerate(z.tolist()):
+        a, b = (Fraction(v) for v in row)
+        scores = [
+            norm - 2 * (a * Fraction(x) + b * Fraction(y))
+            for norm, (x, y) in zip(norms, codes.tolist(), strict=True)
+        ]
+        assert index[i] == scores.index(min(scores))

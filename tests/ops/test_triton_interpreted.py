@@ -194,7 +194,7 @@ def test_a_scan_sees_every_block():
 
 @interpreted
 def test_permuted_codes_of_all_magnitudes_tie():
-    """Their float64 sums differ by the order of the terms, and the first code's is not the least."""
+    """Their float64 sums differ by the order of the terms, and the first code's is not least."""
     base = normal(1, 6, 38)[0] * torch.tensor([1, 1e-3, 30, 1e-5, 0.1, 1e-2])
     generator = torch.Generator().manual_seed(39)
     codes = torch.stack([base[torch.randperm(6, generator=generator)] for _ in range(40)])
