@@ -401,7 +401,7 @@ class TestRowsAndThreads:
 
 @pytest.mark.parametrize("kernel", CPU_KERNELS)
 def test_long_rows_whose_products_cancel(kernel):
-    """Products of thousands of times the half norms add up to zero, but for their float32 rounding."""
+    """Products far larger than the half norms add up to zero, but for their float32 rounding."""
     half = torch.randn(300, 64)
     half /= half.norm(dim=-1, keepdim=True)
     half *= 1 + 1e-6 * torch.rand(300, 1)
