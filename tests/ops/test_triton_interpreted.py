@@ -202,7 +202,7 @@ def test_permuted_codes_of_all_magnitudes_tie():
     keys = torch.zeros(8, 40, dtype=torch.float64)
     for d in range(6):
         keys += (z.double()[:, d, None] - codes.double()[None, :, d]).square()
-    assert (keys.amin(1) < keys[:, 0]).sum() >= 4
+    assert (keys.amin(1) < keys[:, 0]).any()  # float64 alone would err here
     assert nearest.nearest_code(z, codes)[0].tolist() == [0] * 8
 
 
