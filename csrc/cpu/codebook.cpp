@@ -24,14 +24,12 @@ int tiles_of_group(int64_t dim, const ScreenKernels& kernels) {
 }
 
 // The error of a sum of products relative to |z||e| + h. float32: a chain of dim + 1 operations, fused
-// or not, both roundings of the vectors, and that of the half norm. bfloat16: the matrix unit adds pairs of chains of 16.
+// or not, both roundings of the vectors, and that of the half norm.
 // Integers: sums are exact; the half norm is that of a rounded code, in float32, times a scale.
 double sum_error(int64_t dim, Format format) {
     switch (format) {
         case Format::kFloat32:
             return (dim + 8) * 1.01 * kUnit;
-        case Format::kBf16:
-            return (2 * dim + 64) * 1.01 * kUnit;
         case Format::kInt16:
         case Format::kInt8:
             return 0x1p-21;
@@ -46,11 +44,6 @@ bool all_finite(const float* x, int64_t dim) {
     float sum = 0.0f;
     for (int64_t d = 0; d < dim; ++d) sum += x[d] - x[d];
     return sum == 0.0f;
-}
-
-float round_up(double x) {
-    const float y = static_cast<float>(x);
-    return y < x ? std::nextafterf(y, FLT_MAX) : y;
 }
 
 Codebook::Codebook(const Screened& screened)
@@ -99,7 +92,7 @@ void Codebook::set_scale(double length) {
 Packed::Packed(Codebook& codebook, const ScreenKernels& kernels, int threads)
     : codebook_(codebook),
       kernels_(kernels),
-      dim_(padded_dim(codebook.dim, kernels.format)),
+      dim_(padded_dim(codebook.dim, kernels)),
       tiles_((codebook.k + kernels.tile - 1) / kernels.tile),
       group_tiles_(tiles_of_group(dim_, kernels)),
       kappa_(sum_error(dim_, kernels.format)),

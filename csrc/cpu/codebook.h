@@ -1,6 +1,7 @@
 // The codebook of a search, and its packing for one kind of screen.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -14,8 +15,12 @@ constexpr double kInflate = 1.0 + 0x1p-16;
 
 bool all_finite(const float* x, int64_t dim);
 
-// x as a float that is not smaller.
-float round_up(double x);
+// x as a float that is not smaller; x is finite, and below 2^100.
+inline float round_up(double x) {
+    const float y = static_cast<float>(x);
+    // The spacing of floats at y is at most 2^-23 |y|, or below 2^-126.
+    return y < x ? y + (std::fabs(y) * 0x1p-23f + 0x1p-126f) : y;
+}
 
 class Packer;
 

@@ -31,8 +31,8 @@ bool has_amx() {
     static const bool granted = [] {
         unsigned a, b, c, d;
         if (!has_vnni() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-        const unsigned tile_and_bf16 = 1u << 24 | 1u << 22;
-        if ((d & tile_and_bf16) != tile_and_bf16) return false;
+        const unsigned tile_and_int8 = 1u << 24 | 1u << 25;
+        if ((d & tile_and_int8) != tile_and_int8) return false;
         constexpr long kRequestPermission = 0x1023, kTileData = 18;
         return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
     }();

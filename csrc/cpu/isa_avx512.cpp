@@ -107,7 +107,7 @@ inline void place_column(int32_t* out, int64_t word, int first, int lanes, __mma
 
 }  // namespace
 
-const ScreenKernels kScreenAvx512 = {Format::kFloat32, kRows,  kTile, 1,
+const ScreenKernels kScreenAvx512 = {Format::kFloat32, RowLayout::kByChannel, kRows, kTile, 1,
                                      screen,           centre, place<Format::kFloat32>};
 const FmaLoop kFmaLoopAvx512 = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsAvx512 = {pairs};

@@ -7,59 +7,52 @@
 namespace vqkern {
 namespace {
 
-constexpr int kRows = 12;  // 24 accumulators, 2 codes and a broadcast in 32 registers
+constexpr int kRows = 12, kHalf = 6;
 constexpr int kTile = 32;  // codes, two vectors of 16 scores
 
-// Lane r is the least lane of v[r]: sixteen minima at the price of four.
-inline __m512i least_of_each(const __m512i* v) {
-    __m512i quarter[4];
-    for (int i = 0; i < 4; ++i) {
-        const __m512i* u = v + 4 * i;
-        // Pairs of rows in alternate lanes, then fours.
-        const __m512i a = _mm512_min_epi32(_mm512_unpacklo_epi32(u[0], u[1]),
-                                           _mm512_unpackhi_epi32(u[0], u[1]));
-        const __m512i b = _mm512_min_epi32(_mm512_unpacklo_epi32(u[2], u[3]),
-                                           _mm512_unpackhi_epi32(u[2], u[3]));
-        quarter[i] =
-            _mm512_min_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-    }
-    // Each 128-bit part of quarter[i] holds rows 4 i to 4 i + 3; the four parts are yet to be joined.
-    const __m512i a = _mm512_min_epi32(_mm512_shuffle_i32x4(quarter[0], quarter[1], 0x44),
-                                       _mm512_shuffle_i32x4(quarter[0], quarter[1], 0xee));
-    const __m512i b = _mm512_min_epi32(_mm512_shuffle_i32x4(quarter[2], quarter[3], 0x44),
-                                       _mm512_shuffle_i32x4(quarter[2], quarter[3], 0xee));
-    return _mm512_min_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
-}
+inline int64_t row_word(int64_t w, int r, int64_t) { return w * kRows + r; }
 
-// The compiler's intrinsics keep the accumulators in memory; one instruction on registers does not. The int8
-// instruction wants one unsigned factor: codes are offset by 128, and the rows know what that adds.
+#include "integers_avx512.inc"
+
+// The least scores of kHalf rows among some tiles, two at a time: 24 accumulators, 6 minima and the codes at
+// hand fill the registers, and rows come straight from memory, a word for all lanes.
 template <Format format>
-inline void multiply_add(__m512i& sum, __m512i z, __m512i codes) {
-    if constexpr (format == Format::kInt8) {
-        asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(z));
-    } else {
-        asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(z));
+inline void least_of_half(const int32_t* z_words, const __m512i* values, int64_t words,
+                          const __m512i* norms, int64_t tiles, __m512i* result) {
+    __m512i least[kHalf];
+    for (int r = 0; r < kHalf; ++r) least[r] = _mm512_set1_epi32(INT32_MAX);
+    for (int64_t tile = 0; tile < tiles; tile += 2) {
+        // An odd tile at the end is its own neighbour.
+        const int64_t next = tile + 1 < tiles ? tile + 1 : tile;
+        const __m512i *first = values + tile * words * 2, *second = values + next * words * 2;
+        __m512i sum[4][kHalf];
+#pragma GCC unroll 6
+        for (int r = 0; r < kHalf; ++r) {
+            sum[0][r] = norms[2 * tile];
+            sum[1][r] = norms[2 * tile + 1];
+            sum[2][r] = norms[2 * next];
+            sum[3][r] = norms[2 * next + 1];
+        }
+        const int32_t* z = z_words;
+        for (int64_t w = 0; w < words; ++w, z += kRows) {
+            const __m512i* four[4] = {first + 2 * w, first + 2 * w + 1, second + 2 * w,
+                                      second + 2 * w + 1};
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; ++v) {
+                const __m512i codes = _mm512_load_si512(four[v]);
+                _mm_prefetch(four[v] + 64, _MM_HINT_T0);
+#pragma GCC unroll 6
+                for (int r = 0; r < kHalf; ++r) multiply_add_word<format>(sum[v][r], z[r], codes);
+            }
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < kHalf; ++r) {
+            const __m512i low = _mm512_min_epi32(sum[0][r], sum[1][r]);
+            const __m512i high = _mm512_min_epi32(sum[2][r], sum[3][r]);
+            least[r] = _mm512_min_epi32(least[r], _mm512_min_epi32(low, high));
+        }
     }
-}
-
-// Half norms in units of this panel and group. Those beyond 2^29, and the infinite ones of codes that
-// are not there, are cut: a score that is too low can only make a candidate too many. Products stay below
-// 2^29, so no score leaves 32 bits.
-constexpr float kCut = 0x1p29f;
-constexpr int32_t kCutUnits = 1 << 29;
-
-inline __m512i half_norms(const float* values, __m512 unit) {
-    const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(values), unit);
-    return _mm512_cvtps_epi32(_mm512_min_ps(scaled, _mm512_set1_ps(kCut)));
-}
-
-inline int64_t last_tile(const PackedCodes& codes, int64_t g) {
-    const int64_t end = (g + 1) * codes.group_tiles;
-    return end < codes.tiles ? end : codes.tiles;
-}
-
-inline const __m512i* tile_values(const PackedCodes& codes, int64_t tile, int64_t words) {
-    return static_cast<const __m512i*>(codes.values) + tile * words * 2;
+    for (int r = 0; r < kHalf; ++r) result[r] = least[r];
 }
 
 template <Format format>
@@ -67,99 +60,21 @@ bool least_of_rows(const void* rows, const PackedCodes& codes, int64_t g, const 
                    float* scores) {
     const int32_t* z_words = static_cast<const int32_t*>(rows);
     const int64_t words = codes.dim / channel_step(format);
-    const float unit_value = panel.scale * codes.groups[g].scale;
-    const __m512 unit = _mm512_set1_ps(unit_value);
-    alignas(64) __m512i least[16];
-    for (int r = 0; r < 16; ++r) least[r] = _mm512_set1_epi32(INT32_MAX);
-    for (int64_t tile = g * codes.group_tiles; tile < last_tile(codes, g); ++tile) {
-        const __m512i* values = tile_values(codes, tile, words);
-        const __m512i first = half_norms(codes.half_norms + tile * kTile, unit);
-        const __m512i second = half_norms(codes.half_norms + tile * kTile + 16, unit);
-        __m512i low[kRows], high[kRows];
-#pragma GCC unroll 12
-        for (int r = 0; r < kRows; ++r) {
-            low[r] = first;
-            high[r] = second;
-        }
-        for (int64_t w = 0; w < words; ++w) {
-            const __m512i a = _mm512_load_si512(values + 2 * w);
-            const __m512i b = _mm512_load_si512(values + 2 * w + 1);
-            _mm_prefetch(values + 2 * w + 32, _MM_HINT_T0);
-            _mm_prefetch(values + 2 * w + 33, _MM_HINT_T0);
-#pragma GCC unroll 12
-            for (int r = 0; r < kRows; ++r) {
-                const __m512i z = _mm512_set1_epi32(z_words[w * kRows + r]);
-                multiply_add<format>(low[r], z, a);
-                multiply_add<format>(high[r], z, b);
-            }
-        }
-#pragma GCC unroll 12
-        for (int r = 0; r < kRows; ++r) {
-            least[r] = _mm512_min_epi32(least[r], _mm512_min_epi32(low[r], high[r]));
-        }
+    const int64_t first = g * codes.group_tiles, tiles = last_tile(codes, g) - first;
+    const float unit = panel.scale * codes.groups[g].scale;
+    alignas(64) __m512i norms[2 * kMostGroupTiles], least[16];
+    for (int64_t i = 0; i < 2 * tiles; ++i) {
+        norms[i] = half_norms(codes.half_norms + first * kTile + 16 * i, _mm512_set1_ps(unit));
     }
-    const __m512i units =
-        _mm512_sub_epi32(least_of_each(least), _mm512_load_si512(panel.shift));
-    _mm512_store_ps(scores, _mm512_mul_ps(_mm512_cvtepi32_ps(units), _mm512_set1_ps(1 / unit_value)));
-    // A half norm that was cut bounds nothing.
+    for (int r = kRows; r < 16; ++r) least[r] = _mm512_set1_epi32(INT32_MAX);
+    // The second half of the rows finds the codes in the first-level cache.
+    for (int half = 0; half < kRows; half += kHalf) {
+        least_of_half<format>(z_words + half, tile_values(codes, first, words), words, norms, tiles,
+                              least + half);
+    }
     constexpr __mmask16 kOfRows = (1 << kRows) - 1;
-    return unit_value * codes.groups[g].half_norm < kCut &&
-           _mm512_mask_cmpge_epi32_mask(kOfRows, units, _mm512_set1_epi32(kCutUnits)) == 0;
-}
-
-template <Format format>
-float scores_of_row(const void* rows, const PackedCodes& codes, int64_t g, int r, const Panel& panel,
-                   float* scores) {
-    const int32_t* z_words = static_cast<const int32_t*>(rows);
-    const int64_t words = codes.dim / channel_step(format);
-    const float unit_value = panel.scale * codes.groups[g].scale;
-    const __m512 unit = _mm512_set1_ps(unit_value), back = _mm512_set1_ps(1 / unit_value);
-    const __m512i shift = _mm512_set1_epi32(panel.shift[r]);
-    __m512i least = _mm512_set1_epi32(INT32_MAX);
-    for (int64_t tile = g * codes.group_tiles; tile < last_tile(codes, g); ++tile) {
-        const __m512i* values = tile_values(codes, tile, words);
-        __m512i low = half_norms(codes.half_norms + tile * kTile, unit);
-        __m512i high = half_norms(codes.half_norms + tile * kTile + 16, unit);
-        low = _mm512_sub_epi32(low, shift);
-        high = _mm512_sub_epi32(high, shift);
-        for (int64_t w = 0; w < words; ++w) {
-            const __m512i z = _mm512_set1_epi32(z_words[w * kRows + r]);
-            multiply_add<format>(low, z, _mm512_load_si512(values + 2 * w));
-            multiply_add<format>(high, z, _mm512_load_si512(values + 2 * w + 1));
-        }
-        least = _mm512_min_epi32(least, _mm512_min_epi32(low, high));
-        _mm512_store_ps(scores, _mm512_mul_ps(_mm512_cvtepi32_ps(low), back));
-        _mm512_store_ps(scores + 16, _mm512_mul_ps(_mm512_cvtepi32_ps(high), back));
-        scores += kTile;
-    }
-    return static_cast<float>(_mm512_reduce_min_epi32(least)) * (1 / unit_value);
-}
-
-// The residual also owns up to the rounding of the centred vector and of 1 / scale.
-template <Format format>
-inline int64_t quantize(float* vector, int64_t stride, int64_t padded, float scale_value, bool rows,
-                        float& residual, int32_t& sum) {
-    const __m512 scale = _mm512_set1_ps(scale_value), unit = _mm512_set1_ps(1.0f / scale_value);
-    const __m512i offset = _mm512_set1_epi32(format == Format::kInt8 && !rows ? 128 : 0);
-    __m512 squares = _mm512_setzero_ps();
-    __m512i total = _mm512_setzero_si512();
-    for (int64_t d = 0; d < stride; d += 16) {
-        const __m512 v = _mm512_loadu_ps(vector + d);
-        const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(v, scale));
-        const __m512 rest = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(whole), unit, v);
-        squares = _mm512_fmadd_ps(rest, rest, squares);
-        if constexpr (format == Format::kInt8) {
-            total = _mm512_add_epi32(total, whole);
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(reinterpret_cast<uint8_t*>(vector) + d),
-                             _mm512_cvtepi32_epi8(_mm512_add_epi32(whole, offset)));
-        } else {
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(reinterpret_cast<int16_t*>(vector) + d),
-                                _mm512_cvtepi32_epi16(whole));
-        }
-    }
-    residual = __builtin_sqrtf(_mm512_reduce_add_ps(squares));
-    sum = _mm512_reduce_add_epi32(total);
-    return padded / channel_step(format);
+    return report_least(least, panel, 0, kOfRows, unit, scores) &&
+           unit * codes.groups[g].half_norm < kCut;
 }
 
 inline void place_column(int32_t* out, int64_t word, int first, int lanes, __mmask16 there,
@@ -185,9 +100,9 @@ constexpr auto row_scores = scores_of_row<Format::kInt8>;
 
 }  // namespace
 
-const ScreenKernels kScreenAvx512Vnni = {Format::kInt16, kRows,  kTile, 2,
-                                         int16::screen,  centre, place<Format::kInt16>};
-const ScreenKernels kScreenAvx512VnniInt8 = {Format::kInt8, kRows,  kTile, 7,
-                                             int8::screen,  centre, place<Format::kInt8>};
+const ScreenKernels kScreenAvx512Vnni = {
+    Format::kInt16, RowLayout::kByChannel, kRows, kTile, 2, int16::screen, centre, place<Format::kInt16>};
+const ScreenKernels kScreenAvx512VnniInt8 = {
+    Format::kInt8, RowLayout::kByChannel, kRows, kTile, 7, int8::screen, centre, place<Format::kInt8>};
 
 }  // namespace vqkern

@@ -106,7 +106,8 @@ inline void narrow(float* p, Wide v) {
 
 }  // namespace
 
-const ScreenKernels kScreenPortable = {Format::kFloat32, kRows, kTile, 1, screen, nullptr, nullptr};
+const ScreenKernels kScreenPortable = {
+    Format::kFloat32, RowLayout::kByChannel, kRows, kTile, 1, screen, nullptr, nullptr};
 const FmaLoop kFmaLoopPortable = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsPortable = {pairs};
 const MomentKernels kMomentsPortable = {kWideTile, centre_rows, gram, map_rows};

@@ -13,20 +13,6 @@ double round_whole(double x) {
     return (x + kBig) - kBig;
 }
 
-// To nearest, ties to even; subnormals cut to 0 as the matrix unit does.
-uint16_t round_bf16(double x, double& rounded) {
-    const float value = static_cast<float>(x);
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    bits += 0x7fff + (bits >> 16 & 1);
-    bits &= 0xffff0000u;
-    if ((bits & 0x7f800000u) == 0) bits = 0;
-    float nearest;
-    std::memcpy(&nearest, &bits, sizeof nearest);
-    rounded = nearest;
-    return static_cast<uint16_t>(bits >> 16);
-}
-
 }  // namespace
 
 Packer::Packer(const Codebook& codebook, const ScreenKernels& kernels, bool rows, int64_t most)
@@ -34,7 +20,7 @@ Packer::Packer(const Codebook& codebook, const ScreenKernels& kernels, bool rows
       kernels_(kernels),
       rows_(rows),
       fast_(kernels.place != nullptr && codebook.fits_float),
-      dim_(padded_dim(codebook.dim, kernels.format)),
+      dim_(padded_dim(codebook.dim, kernels)),
       stride_((dim_ + 15) / 16 * 16),
       lanes_(rows ? kernels.rows : kernels.tile),
       vectors_(fast_ ? most * stride_ : 0),
@@ -80,6 +66,7 @@ void Packer::place(int64_t first, int64_t count, float scale, void* values) {
 void Packer::place_precisely(int64_t first, int64_t count, double scale, void* values) {
     const double unit = 1.0 / scale;
     const int lanes = lanes_;
+    const bool in_turn = rows_ && kernels_.row_layout == RowLayout::kInTurn;
     std::memset(values, 0, lanes * dim_ * bytes_of(kernels_.format));
     for (int64_t j = 0; j < count; ++j) {
         const double* from = &centred_[(first + j) * dim_];
@@ -101,17 +88,13 @@ void Packer::place_precisely(int64_t first, int64_t count, double scale, void* v
                 case Format::kInt8: {
                     const double whole = round_whole(from[d] * scale);
                     const int offset = rows_ ? 0 : 128;
-                    static_cast<uint8_t*>(values)[(d / 4 * lanes + j) * 4 + d % 4] =
+                    const int64_t place = in_turn ? j * dim_ + d : (d / 4 * lanes + j) * 4 + d % 4;
+                    static_cast<uint8_t*>(values)[place] =
                         static_cast<uint8_t>(static_cast<int>(whole) + offset);
                     sum += static_cast<int32_t>(whole);
                     rounded = whole * unit;
                     break;
                 }
-                case Format::kBf16:
-                    static_cast<uint16_t*>(
-                        values)[rows_ ? bf16_row_place(j, d) : bf16_code_place(j, d)] =
-                        round_bf16(from[d], rounded);
-                    break;
             }
             residual += (from[d] - rounded) * (from[d] - rounded);
         }

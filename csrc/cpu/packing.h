@@ -9,8 +9,12 @@
 
 namespace vqkern {
 
-constexpr int64_t padded_dim(int64_t dim, Format format) {
-    return (dim + channel_step(format) - 1) / channel_step(format) * channel_step(format);
+// Channels with their padding: equal steps of the matrix unit, or the least multiple of a word.
+constexpr int64_t padded_dim(int64_t dim, const ScreenKernels& kernels) {
+    const bool in_turn = kernels.row_layout == RowLayout::kInTurn;
+    const int64_t steps = in_turn ? (dim + kTileChannels - 1) / kTileChannels : 1;
+    const int64_t word = channel_step(kernels.format) * steps;
+    return (dim + word - 1) / word * word;
 }
 
 // Centres some vectors, then rounds them once their common scale is known.

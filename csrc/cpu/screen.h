@@ -7,12 +7,11 @@
 // and no tie. A code that passes is a hit: the least of a tile's hits is measured exactly, which lowers U,
 // and those that still pass are kept until the end of the screen, when U is lower yet.
 //
-// Four formats. float32: the residuals are below 2^-24 of the norms, and the sum, a chain of D + 1 products
+// Three formats. float32: the residuals are below 2^-24 of the norms, and the sum, a chain of D + 1 products
 // and additions with or without fused multiply-add, adds (D + 2) 2^-24 (|z||e| + h); all of it is
 // kappa (|z||e| + h) with kappa = (D + 8) 1.01 2^-24. int16 and int8: every panel of rows and every group of
 // codes has a scale; products and sums are exact integers, the residuals are measured in float64, and
-// only the half norm is rounded, to half a unit and to float32's precision. bfloat16: the residuals are
-// measured too, and the sum is that of the matrix unit.
+// only the half norm is rounded, to half a unit and to float32's precision.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +22,13 @@ constexpr int kPanelRows = 32;  // lanes of the state; a panel holds at most as 
 constexpr int kMostGroupTiles = 8;
 constexpr int kMostGroups = 64;  // screened at once
 
-enum class Format { kFloat32, kInt16, kInt8, kBf16 };
+enum class Format { kFloat32, kInt16, kInt8 };
+
+// Rows of a panel: side by side, a word of channels of each in turn; or one after the other, in steps of at most
+// kTileChannels channels, as the matrix unit takes them.
+enum class RowLayout { kByChannel, kInTurn };
+
+constexpr int64_t kTileChannels = 64;
 
 constexpr int64_t bytes_of(Format format) {
     return format == Format::kFloat32 ? 4 : format == Format::kInt8 ? 1 : 2;
@@ -31,24 +36,11 @@ constexpr int64_t bytes_of(Format format) {
 
 // Channels come in multiples of this, padded with zeros.
 constexpr int64_t channel_step(Format format) {
-    return format == Format::kFloat32 ? 1
-           : format == Format::kInt16 ? 2
-           : format == Format::kInt8  ? 4
-                                      : 32;
+    return format == Format::kFloat32 ? 1 : format == Format::kInt16 ? 2 : 4;
 }
 
 // Above this the sums of products could leave 32 bits; int16 vectors are scaled so that theirs cannot.
 constexpr int64_t most_channels(Format format) { return format == Format::kInt8 ? 4096 : INT64_MAX; }
-
-// bfloat16 comes in tiles of the matrix unit, 32 channels of 16 rows or of 16 codes, two tiles a step.
-// Rows are channel-minor; codes hold pairs of channels: [dim / 32][2][16 rows][32] and
-// [dim / 32][2][16 pairs][16 codes][2].
-constexpr int64_t bf16_row_place(int64_t row, int64_t d) {
-    return d / 32 * 1024 + row / 16 * 512 + row % 16 * 32 + d % 32;
-}
-constexpr int64_t bf16_code_place(int64_t code, int64_t d) {
-    return d / 32 * 1024 + code / 16 * 512 + d % 32 / 2 * 32 + code % 16 * 2 + d % 2;
-}
 
 // The answers of a panel's rows as they form. To measure and to keep may lower the row's bound, or close it.
 class Hits {
@@ -112,11 +104,13 @@ constexpr double kShortest = 0x1p-40;
 // The kernels of one instruction set and format.
 struct ScreenKernels {
     Format format;
+    RowLayout row_layout;
     int rows;           // rows of a panel
     int tile;           // codes of a tile
     int64_t least_dim;  // with fewer channels the next screen is faster
 
-    // Scores negated, centred rows (float [dim][rows], int16 [dim / 2][rows][2], int8 of four) against
+    // Scores negated, centred rows (float [dim][rows], int16 [dim / 2][rows][2], int8 of four; or [rows][dim])
+    // against
     // groups [begin, end), at most kMostGroups, and reports hits.
     void (*screen)(const void* rows, const PackedCodes& codes, int64_t begin, int64_t end,
                    Panel& panel);

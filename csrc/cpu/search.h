@@ -220,9 +220,6 @@ class RowChunk {
             case Format::kInt8:  // as many units; no code is wider than it is long
                 slope += 2.0 / (panel.scale * kInt8Most);
                 break;
-            case Format::kBf16:  // |eq| is at most |e| + residual, and twice the former at most
-                slope += 2.0 * packed_.kappa() * rounded;
-                break;
         }
         slope += 2.02 * packed_.codebook().relative * norm;
         panel.slope[r] = round_up(slope * kInflate);
@@ -351,7 +348,9 @@ void search_rows(std::vector<int64_t> rows, const Measure& measure, const Screen
     std::vector<const ScreenKernels*> fitting;
     for (const ScreenKernels* screen : screens) {
         const bool fits = dim >= screen->least_dim && dim <= most_channels(screen->format);
-        if (fits) fitting.push_back(screen);
+        // A second screen in the same format would decide no more.
+        const bool again = !fitting.empty() && fitting.back()->format == screen->format;
+        if (fits && !again) fitting.push_back(screen);
     }
     for (const ScreenKernels* screen : fitting) {
         if (static_cast<int64_t>(rows.size()) <= kFewRows) break;

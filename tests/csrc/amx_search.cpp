@@ -16,7 +16,7 @@ int main() {
     for (int test = 0; test < 200; ++test) {
         const bool large = test % 20 == 0;
         const int64_t n = 3 + random() % 100, k = large ? 5000 : 1 + random() % 700;
-        const int64_t dim = large ? 256 : 24 + random() % 80;
+        const int64_t dim = large ? 256 : 20 + random() % 140;
         std::vector<float> z(n * dim), codes(k * dim);
         for (float& x : z) x = normal(random);
         for (float& x : codes) x = normal(random);

@@ -10,50 +10,54 @@
 #undef _tile_release
 #undef _tile_loadd
 #undef _tile_stored
-#undef _tile_dpbf16ps
+#undef _tile_dpbsud
 
 namespace tiles_in_software {
 
-inline thread_local float tiles[8][16][16];
+struct Config {
+    uint8_t palette, start, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+};
 
+inline thread_local Config config;
+inline thread_local int8_t tiles[8][16][64];
+
+inline void configure(const void* from) { std::memcpy(&config, from, sizeof config); }
+
+// What lies beyond a tile's shape becomes zero.
 inline void load(int tile, const void* from, size_t stride) {
-    for (size_t row = 0; row < 16; ++row) {
-        std::memcpy(tiles[tile][row], static_cast<const char*>(from) + stride * row, 64);
+    std::memset(tiles[tile], 0, sizeof tiles[tile]);
+    for (size_t row = 0; row < config.rows[tile]; ++row) {
+        std::memcpy(tiles[tile][row], static_cast<const char*>(from) + stride * row,
+                    config.row_bytes[tile]);
     }
 }
 
 inline void store(int tile, void* to, size_t stride) {
-    for (size_t row = 0; row < 16; ++row) {
-        std::memcpy(static_cast<char*>(to) + stride * row, tiles[tile][row], 64);
+    for (size_t row = 0; row < config.rows[tile]; ++row) {
+        std::memcpy(static_cast<char*>(to) + stride * row, tiles[tile][row], config.row_bytes[tile]);
     }
 }
 
-inline float widen(uint16_t bits) {
-    const uint32_t word = static_cast<uint32_t>(bits) << 16;
-    float value;
-    std::memcpy(&value, &word, sizeof value);
-    return value;
-}
-
-// c[m][n] += sum_k a[m][2k] b[k][2n] + a[m][2k + 1] b[k][2n + 1]
+// c[m][n] += sum_k a[m][k] b[k / 4][4 n + k % 4], a signed and b not.
 inline void multiply(int c, int a, int b) {
-    uint16_t rows[16][32], codes[16][32];
-    std::memcpy(rows, tiles[a], sizeof rows);
-    std::memcpy(codes, tiles[b], sizeof codes);
-    for (int m = 0; m < 16; ++m) {
-        for (int n = 0; n < 16; ++n) {
-            for (int k = 0; k < 16; ++k) {
-                tiles[c][m][n] += widen(rows[m][2 * k]) * widen(codes[k][2 * n]);
-                tiles[c][m][n] += widen(rows[m][2 * k + 1]) * widen(codes[k][2 * n + 1]);
+    for (int m = 0; m < config.rows[c]; ++m) {
+        int32_t sums[16];
+        std::memcpy(sums, tiles[c][m], sizeof sums);
+        for (int n = 0; n < config.row_bytes[c] / 4; ++n) {
+            for (int k = 0; k < config.row_bytes[a]; ++k) {
+                sums[n] += tiles[a][m][k] * static_cast<uint8_t>(tiles[b][k / 4][4 * n + k % 4]);
             }
         }
+        std::memcpy(tiles[c][m], sums, sizeof sums);
     }
 }
 
 }  // namespace tiles_in_software
 
-#define _tile_loadconfig(config) static_cast<void>(config)
+#define _tile_loadconfig(config) tiles_in_software::configure(config)
 #define _tile_release() static_cast<void>(0)
 #define _tile_loadd(tile, from, stride) tiles_in_software::load(tile, from, stride)
 #define _tile_stored(tile, to, stride) tiles_in_software::store(tile, to, stride)
-#define _tile_dpbf16ps(c, a, b) tiles_in_software::multiply(c, a, b)
+#define _tile_dpbsud(c, a, b) tiles_in_software::multiply(c, a, b)

@@ -5,16 +5,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
+
+from vqkern import backend
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER = shutil.which("g++")
-AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mamx-tile -mamx-bf16".split()
+FLAGS = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx2 -mfma -mamx-tile -mamx-int8"
 
 pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="needs g++"),
     pytest.mark.skipif(
-        "AVX512" not in torch.backends.cpu.get_cpu_capability(), reason="needs AVX-512"
+        "AVX-512 VNNI" not in getattr(backend.native(), "cpu_kernels", list)(),
+        reason="needs AVX-512 VNNI",
     ),
 ]
 
@@ -27,7 +29,7 @@ def test_the_search_on_emulated_tiles(tmp_path):
     jobs = [[*flags, "-c", sources / f"{name}.cpp", "-o", tmp_path / f"{name}.o"] for name in names]
     software = ["-include", ROOT / "tests" / "csrc" / "tiles_in_software.h"]
     source, result = sources / "isa_amx.cpp", tmp_path / "isa_amx.o"
-    jobs.append([*flags, *AVX512, *software, "-c", source, "-o", result])
+    jobs.append([*flags, *FLAGS.split(), *software, "-c", source, "-o", result])
     for job in jobs:
         subprocess.run([COMPILER, *job], check=True)
     program = tmp_path / "amx_search"
