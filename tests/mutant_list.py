@@ -115,7 +115,8 @@ MUTANTS = [
     ),
     Mutant(
         "amx-step-of-codes", "search", CPU + "isa_amx.cpp",
-        "codes + s * steps.channels / 4 * kWordBytes;", "codes + s * kTileChannels / 4 * kWordBytes;",
+        "codes + s * steps.channels / 4 * kWordBytes;",
+        "codes + s * kTileChannels / 4 * kWordBytes;",
         "on the matrix unit, steps of fewer than 64 channels read codes from further on",
     ),
     Mutant(

@@ -24,8 +24,8 @@ constexpr int kMostGroups = 64;  // screened at once
 
 enum class Format { kFloat32, kInt16, kInt8 };
 
-// Rows of a panel: side by side, a word of channels of each in turn; or one after the other, in steps of at most
-// kTileChannels channels, as the matrix unit takes them.
+// Rows of a panel: side by side, a word of channels of each in turn; or one after the other, in steps of
+// at most kTileChannels channels, as the matrix unit takes them.
 enum class RowLayout { kByChannel, kInTurn };
 
 constexpr int64_t kTileChannels = 64;
@@ -109,9 +109,8 @@ struct ScreenKernels {
     int tile;           // codes of a tile
     int64_t least_dim;  // with fewer channels the next screen is faster
 
-    // Scores negated, centred rows (float [dim][rows], int16 [dim / 2][rows][2], int8 of four; or [rows][dim])
-    // against
-    // groups [begin, end), at most kMostGroups, and reports hits.
+    // Scores negated, centred rows (float [dim][rows], int16 [dim / 2][rows][2], int8 of four; or
+    // [rows][dim]) against groups [begin, end), at most kMostGroups, and reports hits.
     void (*screen)(const void* rows, const PackedCodes& codes, int64_t begin, int64_t end,
                    Panel& panel);
 
