@@ -272,6 +272,11 @@ def test_opcheck_and_one_graph(backend):
             "bandwidths must be positive.*-2",
         ),
         (
+            lambda: vqkern.squared_mmd(torch.ones(3, 2), torch.ones(3, 2), [0.0]),
+            ValueError,
+            "bandwidths must be positive.*got 0.0",
+        ),
+        (
             lambda: vqkern.squared_mmd(torch.ones(3, 2), torch.ones(3, 2), []),
             ValueError,
             "bandwidths must be a non-empty",
@@ -293,6 +298,7 @@ def test_opcheck_and_one_graph(backend):
         "empty",
         "unbiased-of-one",
         "negative",
+        "zero",
         "no-bandwidths",
         "estimator",
         "integer",
