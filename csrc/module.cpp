@@ -56,15 +56,23 @@ void code_sums(uintptr_t z, uintptr_t index, int64_t n, int64_t k, int64_t dim, 
                       pointer<int64_t>(count), pointer<float>(total), threads);
 }
 
-double squared_mmd(uintptr_t x, uintptr_t y, int64_t n, int64_t m, int64_t dim,
-                   uintptr_t bandwidths, int num_bandwidths, bool unbiased, uintptr_t x_grad,
-                   uintptr_t y_grad, int threads, const std::string& kernel) {
+py::tuple squared_mmd(uintptr_t x, uintptr_t y, int64_t n, int64_t m, int64_t dim,
+                      uintptr_t bandwidths, int num_bandwidths, bool unbiased, uintptr_t x_grad,
+                      uintptr_t y_grad, bool float64, int threads, const std::string& kernel) {
     const vqkern::CpuKernels& kernels = require_kernels(kernel);
-    py::gil_scoped_release release;
-    return vqkern::squared_mmd(pointer<const float>(x), pointer<const float>(y), n, m, dim,
-                               pointer<const double>(bandwidths), num_bandwidths, unbiased,
-                               pointer<float>(x_grad), pointer<float>(y_grad), threads,
-                               *kernels.kernel_sums);
+    vqkern::MmdResult result;
+    const auto run = [&](auto type) {
+        using T = decltype(type);
+        return vqkern::squared_mmd(pointer<const T>(x), pointer<const T>(y), n, m, dim,
+                                   pointer<const double>(bandwidths), num_bandwidths, unbiased,
+                                   pointer<T>(x_grad), pointer<T>(y_grad), threads,
+                                   *kernels.kernel_sums);
+    };
+    {
+        py::gil_scoped_release release;
+        result = float64 ? run(double()) : run(float());
+    }
+    return py::make_tuple(result.value, result.wide);
 }
 
 void moments(uintptr_t x, uintptr_t valid, int64_t batch, int64_t n, int64_t dim, uintptr_t count,
@@ -127,8 +135,8 @@ PYBIND11_MODULE(_native, module) {
                py::arg("dim"), py::arg("count"), py::arg("total"), py::arg("threads"));
     module.def("squared_mmd", &squared_mmd, py::arg("x"), py::arg("y"), py::arg("n"), py::arg("m"),
                py::arg("dim"), py::arg("bandwidths"), py::arg("num_bandwidths"),
-               py::arg("unbiased"), py::arg("x_grad"), py::arg("y_grad"), py::arg("threads"),
-               py::arg("kernel") = "");
+               py::arg("unbiased"), py::arg("x_grad"), py::arg("y_grad"), py::arg("float64"),
+               py::arg("threads"), py::arg("kernel") = "");
     module.def("moments", &moments, py::arg("x"), py::arg("valid"), py::arg("batch"), py::arg("n"),
                py::arg("dim"), py::arg("count"), py::arg("mean"), py::arg("covariance"),
                py::arg("threads"), py::arg("kernel") = "");

@@ -349,4 +349,41 @@ MUTANTS = [
         "return position // PIECE * 2",
         "two pieces write one partial sum",
     ),
+    Mutant(
+        "mmd-always-float32", "alignment", CPU + "squared_mmd.cpp",
+        "if (relative * trust.error > kGradientError * trust.largest) result.trusted = false;",
+        "(void)trust;",
+        "float32 rounding is left in gradients that cancel",
+    ),
+    Mutant(
+        "mmd-mirror-forgotten", "alignment", CPU + "squared_mmd.cpp",
+        "total += same && !itself ? 2.0 * sum : sum;", "total += sum;",
+        "pairs of a set's own blocks count once",
+    ),
+    Mutant(
+        "mmd-own-block-twice", "alignment", CPU + "squared_mmd.cpp",
+        "block(a, i, itself ? nullptr : a_pulls.block(i))", "block(a, i, a_pulls.block(i))",
+        "points of one block pull each other twice",
+    ),
+    Mutant(
+        "mmd-padding-counts", "alignment", CPU + "squared_mmd.cpp",
+        "i < count ? -squared / 2 : kPadding", "i < count ? -squared / 2 : 0.0",
+        "points that are not there lie at the common mean",
+    ),
+    Mutant(
+        "mmd-taylor-cut", "alignment", CPU + "exp2_fraction_wide.inc",
+        "Vec p = splat(1.3691488853904128e-12);", "Vec p = splat(1e-7);",
+        "the float64 exponential is right to 1e-13 only",
+    ),
+    Mutant(
+        "moments-odd-rows-dropped", "alignment", CPU + "moment_passes.inc",
+        "if (r < count) centre(r, even);", "if (r < count && !kSum) centre(r, even);",
+        "the last of an odd number of rows is that of the block before",
+    ),
+    Mutant(
+        "moments-shift-dropped", "alignment", CPU + "moments.cpp",
+        "mean[b * dim + i] = shift.data[b * padded + i] + sum[i] / size;",
+        "mean[b * dim + i] = sum[i] / size;",
+        "means are relative to the shift",
+    ),
 ]  # fmt: skip

@@ -69,6 +69,12 @@ inline void transpose(const float* from, float* to) {
         store(to + (4 + i) * kBlock, _mm256_permute2f128_ps(a[i], a[4 + i], 0x31));
     }
 }
+inline void add_to(double* p, Vec a) {
+    const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(a));
+    const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
+    _mm256_storeu_pd(p, _mm256_add_pd(_mm256_loadu_pd(p), low));
+    _mm256_storeu_pd(p + 4, _mm256_add_pd(_mm256_loadu_pd(p + 4), high));
+}
 inline float reduce_min(Vec a) {
     __m128 v = _mm_min_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     v = _mm_min_ps(v, _mm_movehl_ps(v, v));
@@ -89,7 +95,49 @@ inline uint32_t at_most_each(const float* a, const float* b) {
 #include "flush_subnormals_x86.inc"
 #include "screen.inc"
 
+using Scalar = float;
+#include "exp2_fraction.inc"
 #include "kernel_sums.inc"
+
+namespace wide {
+
+using Scalar = double;
+using Vec = __m256d;
+constexpr int kLanes = 4;
+
+inline Vec load(const double* p) { return _mm256_loadu_pd(p); }
+inline void store(double* p, Vec v) { _mm256_storeu_pd(p, v); }
+inline Vec broadcast(const double* p) { return _mm256_broadcast_sd(p); }
+inline Vec splat(double x) { return _mm256_set1_pd(x); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_pd(a, b, c); }
+inline Vec min(Vec a, Vec b) { return _mm256_min_pd(a, b); }
+inline Vec max(Vec a, Vec b) { return _mm256_max_pd(a, b); }
+inline Vec add(Vec a, Vec b) { return _mm256_add_pd(a, b); }
+inline Vec sub(Vec a, Vec b) { return _mm256_sub_pd(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm256_mul_pd(a, b); }
+inline Vec round(Vec a) { return _mm256_round_pd(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline Vec scale_by(Vec p, Vec n) {
+    const Vec normal = _mm256_cmp_pd(n, _mm256_set1_pd(-1022.0), _CMP_GE_OQ);
+    // The low bits of n + 1.5 * 2^52 are those of the whole number n.
+    const Vec shifted = add(max(n, splat(-1023.0)), splat(0x1.8p52));
+    const __m256i shift = _mm256_slli_epi64(_mm256_castpd_si256(shifted), 52);
+    const __m256i scaled = _mm256_add_epi64(_mm256_castpd_si256(p), shift);
+    return _mm256_and_pd(normal, _mm256_castsi256_pd(scaled));
+}
+inline void add_to(double* p, Vec a) { store(p, add(load(p), a)); }
+struct LaneSums {
+    Vec sum = _mm256_setzero_pd();
+    void add(Vec a) { sum = _mm256_add_pd(sum, a); }
+    double total() const {
+        const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(sum), _mm256_extractf128_pd(sum, 1));
+        return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+    }
+};
+#include "exp2_fraction_wide.inc"
+#include "transpose_wide.inc"
+#include "kernel_sums.inc"
+
+}  // namespace wide
 
 #include "fma_peak.inc"
 
@@ -113,7 +161,7 @@ inline void narrow(float* p, Wide v) { _mm_storeu_ps(p, _mm256_cvtpd_ps(v)); }
 const ScreenKernels kScreenAvx2 = {
     Format::kFloat32, RowLayout::kByChannel, kRows, kTile, 1, screen, nullptr, nullptr};
 const FmaLoop kFmaLoopAvx2 = {2 * kChains * kLanes, fma_rounds};
-const KernelSumKernels kKernelSumsAvx2 = {pairs};
+const KernelSumKernels kKernelSumsAvx2 = {pairs, wide::pairs};
 const MomentKernels kMomentsAvx2 = {kWideTile, centre_rows, gram, map_rows};
 
 }  // namespace vqkern

@@ -66,13 +66,50 @@ inline void transpose(const float* from, float* to) {
         _mm512_storeu_ps(to + (12 + i) * kBlock, _mm512_shuffle_f32x4(d, f, 0xdd));
     }
 }
+inline void add_to(double* p, Vec a) {
+    const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
+    const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
+    _mm512_storeu_pd(p, _mm512_add_pd(_mm512_loadu_pd(p), low));
+    _mm512_storeu_pd(p + 8, _mm512_add_pd(_mm512_loadu_pd(p + 8), high));
+}
 inline float reduce_min(Vec a) { return _mm512_reduce_min_ps(a); }
 
 #include "at_most_avx512.inc"
 #include "flush_subnormals_x86.inc"
 #include "screen.inc"
 
+using Scalar = float;
+#include "exp2_fraction.inc"
 #include "kernel_sums.inc"
+
+namespace wide {
+
+using Scalar = double;
+using Vec = __m512d;
+constexpr int kLanes = 8;
+
+inline Vec load(const double* p) { return _mm512_loadu_pd(p); }
+inline void store(double* p, Vec v) { _mm512_storeu_pd(p, v); }
+inline Vec broadcast(const double* p) { return _mm512_set1_pd(*p); }
+inline Vec splat(double x) { return _mm512_set1_pd(x); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_pd(a, b, c); }
+inline Vec min(Vec a, Vec b) { return _mm512_min_pd(a, b); }
+inline Vec add(Vec a, Vec b) { return _mm512_add_pd(a, b); }
+inline Vec sub(Vec a, Vec b) { return _mm512_sub_pd(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm512_mul_pd(a, b); }
+inline Vec round(Vec a) { return _mm512_roundscale_pd(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline Vec scale_by(Vec p, Vec n) { return _mm512_scalef_pd(p, n); }
+inline void add_to(double* p, Vec a) { store(p, add(load(p), a)); }
+struct LaneSums {
+    Vec sum = _mm512_setzero_pd();
+    void add(Vec a) { sum = _mm512_add_pd(sum, a); }
+    double total() const { return _mm512_reduce_add_pd(sum); }
+};
+#include "exp2_fraction_wide.inc"
+#include "transpose_wide.inc"
+#include "kernel_sums.inc"
+
+}  // namespace wide
 
 #include "fma_peak.inc"
 
@@ -110,7 +147,7 @@ inline void place_column(int32_t* out, int64_t word, int first, int lanes, __mma
 const ScreenKernels kScreenAvx512 = {Format::kFloat32, RowLayout::kByChannel, kRows, kTile, 1,
                                      screen,           centre, place<Format::kFloat32>};
 const FmaLoop kFmaLoopAvx512 = {2 * kChains * kLanes, fma_rounds};
-const KernelSumKernels kKernelSumsAvx512 = {pairs};
+const KernelSumKernels kKernelSumsAvx512 = {pairs, wide::pairs};
 const MomentKernels kMomentsAvx512 = {kWideTile, centre_rows, gram, map_rows};
 
 }  // namespace vqkern

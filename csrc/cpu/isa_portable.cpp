@@ -54,6 +54,9 @@ inline void transpose(const float* from, float* to) {
         for (int j = 0; j < kLanes; ++j) to[j * kBlock + i] = from[i * kBlock + j];
     }
 }
+inline void add_to(double* p, Vec a) {
+    for (int i = 0; i < kLanes; ++i) p[i] += a[i];
+}
 inline float reduce_min(Vec a) {
     float least = a[0];
     for (int i = 1; i < kLanes; ++i) least = a[i] < least ? a[i] : least;
@@ -78,7 +81,50 @@ struct FlushSubnormals {
 
 #include "screen.inc"
 
+using Scalar = float;
+#include "exp2_fraction.inc"
 #include "kernel_sums.inc"
+
+namespace wide {
+
+using Scalar = double;
+typedef double Vec __attribute__((vector_size(16)));
+typedef int64_t IntVec __attribute__((vector_size(16)));
+constexpr int kLanes = 2;
+
+inline Vec load(const double* p) {
+    Vec v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+inline void store(double* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+inline Vec broadcast(const double* p) { return Vec{*p, *p}; }
+inline Vec splat(double x) { return Vec{x, x}; }
+inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec add(Vec a, Vec b) { return a + b; }
+inline Vec sub(Vec a, Vec b) { return a - b; }
+inline Vec mul(Vec a, Vec b) { return a * b; }
+// Adding 1.5 * 2^52 leaves no room for a fraction below 2^51; larger numbers are cut, and still large.
+inline Vec round(Vec a) { return (max(a, splat(-0x1p51)) + splat(0x1.8p52)) - splat(0x1.8p52); }
+inline Vec scale_by(Vec p, Vec n) {
+    const IntVec normal = n >= splat(-1022.0);
+    const IntVec whole = (IntVec)(max(n, splat(-1023.0)) + splat(0x1.8p52));  // in the low bits
+    const IntVec bits = ((IntVec)p + (whole << 52)) & normal;
+    return (Vec)bits;
+}
+inline void add_to(double* p, Vec a) { store(p, add(load(p), a)); }
+struct LaneSums {
+    Vec sum = Vec{0.0, 0.0};
+    void add(Vec a) { sum = sum + a; }
+    double total() const { return sum[0] + sum[1]; }
+};
+#include "exp2_fraction_wide.inc"
+#include "transpose_wide.inc"
+#include "kernel_sums.inc"
+
+}  // namespace wide
 
 #include "fma_peak.inc"
 
@@ -109,7 +155,7 @@ inline void narrow(float* p, Wide v) {
 const ScreenKernels kScreenPortable = {
     Format::kFloat32, RowLayout::kByChannel, kRows, kTile, 1, screen, nullptr, nullptr};
 const FmaLoop kFmaLoopPortable = {2 * kChains * kLanes, fma_rounds};
-const KernelSumKernels kKernelSumsPortable = {pairs};
+const KernelSumKernels kKernelSumsPortable = {pairs, wide::pairs};
 const MomentKernels kMomentsPortable = {kWideTile, centre_rows, gram, map_rows};
 
 }  // namespace vqkern

@@ -13,24 +13,31 @@ constexpr int kBlock = 32;  // points of a block, [dim][kBlock]
 
 struct Ladder {
     int count;
-    float rate[kMostBandwidths];  // largest bandwidth / bandwidth, ascending from 1
+    double rate[kMostBandwidths];  // largest bandwidth / bandwidth, ascending from 1
     int squarings[kMostBandwidths];  // of the term before that give this one; 0: an exponential anew
 };
 
 // A block of points, and what the points of other blocks pull it by.
+template <typename Scalar>
 struct PointBlock {
-    const float* values;   // [dim][kBlock]
-    const float* offsets;  // [kBlock]: -|a|^2 / 2, and -1e30 for padding
-    float* pull;           // [dim + 1][kBlock], or null
+    const Scalar* values;   // [dim][kBlock]
+    const Scalar* offsets;  // [kBlock]: -|a|^2 / 2, and -1e30 for padding
+    double* pull;           // [dim + 1][kBlock], or null
 };
 
+// All pairs of two blocks:
+//   returns              sum_ij k_ij
+//   b.pull[dim][j]    += sum_i w_ij,  w_ij = sum_l rate_l exp_l
+//   b.pull[d][j]      += sum_i w_ij a_i[d]
+// and the same for a with i and j exchanged, each where its pull is not null.
+template <typename Scalar>
+using PairSums = double (*)(const PointBlock<Scalar>& a, const PointBlock<Scalar>& b, int64_t dim,
+                            const Ladder& ladder);
+
+// In float32, where only the sums of 32 pairs leave it, and in float64 throughout.
 struct KernelSumKernels {
-    // All pairs of two blocks:
-    //   returns              sum_ij k_ij
-    //   b.pull[dim][j]    += sum_i w_ij,  w_ij = sum_l rate_l exp_l
-    //   b.pull[d][j]      += sum_i w_ij a_i[d]
-    // and the same for a with i and j exchanged, each where its pull is not null.
-    double (*pairs)(const PointBlock& a, const PointBlock& b, int64_t dim, const Ladder& ladder);
+    PairSums<float> single;
+    PairSums<double> wide;
 };
 
 extern const KernelSumKernels kKernelSumsPortable;

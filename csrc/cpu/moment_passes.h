@@ -13,8 +13,8 @@ struct MomentKernels {
 
     // Blocks hold rows of `padded` float64 values, a whole number of tiles, zero beyond `dim`.
 
-    // block[r] = rows[r] - shift for `count` rows of dim floats; adds the rows to sum[padded]. Both shift
-    // and sum are [padded].
+    // block[r] = rows[r] - shift for `count` rows of dim floats; adds the rows to sum where it is not null. Both
+    // shift and sum are [padded].
     void (*centre)(const float* const* rows, int64_t count, int64_t dim, int64_t padded,
                    const double* shift, double* block, double* sum);
 

@@ -12,7 +12,18 @@ namespace vqkern {
 namespace {
 
 constexpr int kMostSquarings = 6;
-constexpr float kPadding = -1e30f;  // the offset of points that are not there: their kernel is 0
+constexpr double kPadding = -1e30;  // the offset of points that are not there: their kernel is 0
+// A set is cut into at most so many runs of blocks, at places that depend on its size alone; a round pairs
+// each run of one set with one of the other, and a thread goes through such a pair alone.
+constexpr int64_t kMostRuns = 32, kLeastRun = 8;
+constexpr int64_t kNear = 4;  // blocks whose pulls stay in the first-level cache
+
+// What float32 sums must promise, or they are done again in float64: errors of the gradient relative to its
+// largest entry, and of the value relative to itself, or else to mean k(x, x) + mean k(y, y).
+constexpr double kGradientError = 5e-6, kValueError = 1e-6, kKernelError = 1e-9;
+// The relative error of a float32 weight in units of 2^-24, by itself and for each unit of exponent.
+constexpr double kWeightUnits = 2.0, kOffsetUnits = 1.0;
+constexpr int64_t kFewPoints = 128;  // float64 costs nothing for so few
 
 Ladder make_ladder(const double* bandwidths, int count) {
     std::vector<double> sorted(bandwidths, bandwidths + count);
@@ -21,7 +32,7 @@ Ladder make_ladder(const double* bandwidths, int count) {
     ladder.count = count;
     int since = 0;  // squarings since the last exponential: each doubles the relative error
     for (int l = 0; l < count; ++l) {
-        ladder.rate[l] = static_cast<float>(sorted[0] / sorted[l]);
+        ladder.rate[l] = sorted[0] / sorted[l];
         const double steps = l == 0 ? 0.0 : std::log2(sorted[l - 1] / sorted[l]);
         const int whole = static_cast<int>(std::lround(steps));
         const bool power = whole > 0 && std::fabs(steps - whole) < 1e-9;
@@ -31,115 +42,118 @@ Ladder make_ladder(const double* bandwidths, int count) {
     return ladder;
 }
 
-// Points in blocks, with their offsets -|a|^2 / 2, and the sums that pull at them.
+// The origin and the unit of length in which the widest kernel is 2^(a.b - |a|^2 / 2 - |b|^2 / 2).
+struct Frame {
+    std::vector<double> mean;
+    double scale;
+};
+
+// Points in blocks, with their offsets -|a|^2 / 2.
+template <typename Scalar>
 struct Points {
-    Points(const float* points, int64_t count, int64_t dim, const std::vector<double>& mean,
-           double scale, bool pulled)
+    template <typename T>
+    Points(const T* points, int64_t count, int64_t dim, const Frame& frame)
         : blocks((count + kBlock - 1) / kBlock),
-          values(blocks * dim * kBlock),
-          offsets(blocks * kBlock),
-          pull(pulled ? blocks * (dim + 1) * kBlock : 0, 0.0) {
+          run(std::max(kLeastRun, (blocks + kMostRuns - 1) / kMostRuns)),
+          runs((blocks + run - 1) / run),
+          memory(blocks * (dim + 1) * kBlock * (sizeof(Scalar) / sizeof(float))),
+          values(reinterpret_cast<Scalar*>(memory.data)),
+          offsets(values + blocks * dim * kBlock) {
+        double total = 0.0;
         for (int64_t i = 0; i < blocks * kBlock; ++i) {
-            float* out = values.data + i / kBlock * dim * kBlock + i % kBlock;
+            Scalar* out = values + i / kBlock * dim * kBlock + i % kBlock;
             double squared = 0.0;
             for (int64_t d = 0; d < dim; ++d) {
                 // The norm is that of the rounded point: the exponent of a pair of equals is 0.
-                const float value =
-                    i < count ? static_cast<float>((points[i * dim + d] - mean[d]) * scale) : 0.0f;
+                const Scalar value =
+                    i < count ? static_cast<Scalar>((points[i * dim + d] - frame.mean[d]) * frame.scale)
+                              : 0;
                 out[d * kBlock] = value;
                 squared += static_cast<double>(value) * value;
             }
-            offsets.data[i] = i < count ? static_cast<float>(-squared / 2) : kPadding;
+            offsets[i] = static_cast<Scalar>(i < count ? -squared / 2 : kPadding);
+            if (i < count) total += squared / 2;
         }
+        mean_offset = total / count;
     }
 
-    int64_t blocks;
-    Buffer values, offsets;
-    std::vector<double> pull;  // [blocks][dim + 1][kBlock]; empty where nobody asks
+    int64_t blocks, run, runs;
+    Buffer memory;
+    Scalar *values, *offsets;
+    double mean_offset;
 };
 
-// Runs of blocks whose pulls are summed in float32 before they join the float64 totals.
-constexpr int64_t kRun = 16;
+// What pulls at each point of a set, in blocks [dim + 1][kBlock]; none where nobody asks.
+struct Pulls {
+    Pulls(int64_t points, int64_t dim, bool wanted)
+        : size((dim + 1) * kBlock),
+          sums(wanted ? (points + kBlock - 1) / kBlock * size : 0, 0.0) {}
+    bool wanted() const { return !sums.empty(); }
+    double* block(int64_t i) { return wanted() ? sums.data() + i * size : nullptr; }
+    // The sum of the weights of point i, with those of its channels d * kBlock before it.
+    const double* of(int64_t i) const { return sums.data() + i / kBlock * size + i % kBlock; }
 
+    int64_t size;
+    std::vector<double> sums;
+};
+
+template <typename Scalar>
 struct Problem {
     int64_t dim;
     Ladder ladder;
     int threads;
-    const KernelSumKernels* kernels;
+    PairSums<Scalar> pairs;
 };
 
-// The pairs of one run of blocks of a with one of b.
-class RunPair {
-  public:
-    RunPair(const Problem& problem, Points& a, Points& b)
-        : problem_(problem),
-          a_(a),
-          b_(b),
-          size_((problem.dim + 1) * kBlock),
-          a_pull_(a.pull.empty() ? 0 : kRun * size_),
-          b_pull_(b.pull.empty() ? 0 : size_) {}
-
-    // sum_ij k_ij, and the pulls at both sides. In a set's own sum, where a is b, the run itself is paired
-    // block by block once, and each pair of two blocks stands for its mirror image.
-    double sum(int64_t run_a, int64_t run_b) {
-        const bool same = &a_ == &b_;
-        const int64_t a_begin = run_a * kRun, a_end = std::min(a_.blocks, a_begin + kRun);
-        const int64_t b_begin = run_b * kRun, b_end = std::min(b_.blocks, b_begin + kRun);
-        const bool a_pulled = !a_.pull.empty(), b_pulled = !b_.pull.empty();
-        if (a_pulled) std::fill(a_pull_.data, a_pull_.data + kRun * size_, 0.0f);
-        double total = 0.0;
+// sum_ij k_ij over one run of blocks of a and one of b, and the pulls at both sides. In a set's own sum,
+// where a is b, the run itself is paired block by block once, and each pair of two blocks stands for its
+// mirror image.
+template <typename Scalar>
+double run_sum(const Problem<Scalar>& problem, const Points<Scalar>& a, const Points<Scalar>& b,
+               Pulls& a_pulls, Pulls& b_pulls, int64_t run_a, int64_t run_b) {
+    const bool same = &a == &b;
+    const auto block = [&](const Points<Scalar>& points, int64_t i, double* pull) {
+        return PointBlock<Scalar>{points.values + i * problem.dim * kBlock,
+                                  points.offsets + i * kBlock, pull};
+    };
+    const int64_t a_begin = run_a * a.run, a_end = std::min(a.blocks, a_begin + a.run);
+    const int64_t b_begin = run_b * b.run, b_end = std::min(b.blocks, b_begin + b.run);
+    double total = 0.0;
+    for (int64_t near = a_begin; near < a_end; near += kNear) {
         for (int64_t j = b_begin; j < b_end; ++j) {
-            if (b_pulled) std::fill(b_pull_.data, b_pull_.data + size_, 0.0f);
-            const int64_t last = same && run_a == run_b ? j + 1 : a_end;
-            for (int64_t i = a_begin; i < last; ++i) {
+            const int64_t last = same && run_a == run_b ? std::min(j + 1, a_end) : a_end;
+            for (int64_t i = near; i < std::min(near + kNear, last); ++i) {
                 const bool itself = same && i == j;
-                const PointBlock to_a = block(a_, i, !a_pulled || itself ? nullptr : a_pull_.data + (i - a_begin) * size_);
-                const PointBlock to_b = block(b_, j, b_pulled ? b_pull_.data : nullptr);
-                const double sum = problem_.kernels->pairs(to_a, to_b, problem_.dim, problem_.ladder);
+                const double sum =
+                    problem.pairs(block(a, i, itself ? nullptr : a_pulls.block(i)),
+                                  block(b, j, b_pulls.block(j)), problem.dim, problem.ladder);
                 total += same && !itself ? 2.0 * sum : sum;
             }
-            if (b_pulled) join(b_pull_.data, b_, j);
         }
-        for (int64_t i = a_begin; a_pulled && i < a_end; ++i) {
-            join(a_pull_.data + (i - a_begin) * size_, a_, i);
-        }
-        return total;
     }
-
-  private:
-    PointBlock block(const Points& points, int64_t i, float* pull) const {
-        return {points.values.data + i * problem_.dim * kBlock, points.offsets.data + i * kBlock, pull};
-    }
-
-    void join(const float* from, Points& points, int64_t i) const {
-        double* to = &points.pull[i * size_];
-        for (int64_t k = 0; k < size_; ++k) to[k] += from[k];
-    }
-
-    const Problem& problem_;
-    Points &a_, &b_;
-    int64_t size_;
-    Buffer a_pull_, b_pull_;
-};
+    return total;
+}
 
 // sum_ij k(a_i, b_j) over all pairs; a and b may be one. In a round, no run of blocks is in two pairs, so
 // that pulls are added to without locks and in one order, whatever the number of threads.
-double pair_sum(const Problem& problem, Points& a, Points& b) {
+template <typename Scalar>
+double pair_sum(const Problem<Scalar>& problem, const Points<Scalar>& a, const Points<Scalar>& b,
+                Pulls& a_pulls, Pulls& b_pulls) {
     const bool same = &a == &b;
-    const int64_t a_runs = (a.blocks + kRun - 1) / kRun, b_runs = (b.blocks + kRun - 1) / kRun;
-    const int64_t rounds = std::max(a_runs, b_runs);
-    std::vector<double> partial(a_runs);
+    const int64_t rounds = std::max(a.runs, b.runs);
+    std::vector<double> partial(a.runs);
     double total = 0.0;
 #pragma omp parallel num_threads(problem.threads)
     {
-        RunPair pair(problem, a, b);
         for (int64_t round = 0; round < rounds; ++round) {
 #pragma omp for schedule(dynamic)
-            for (int64_t i = 0; i < a_runs; ++i) {
+            for (int64_t i = 0; i < a.runs; ++i) {
                 // Of a set's own pairs, those whose numbers add up to the round; of two sets', those that
                 // far apart.
                 const int64_t j = same ? (round - i + rounds) % rounds : (i + round) % rounds;
-                partial[i] = j >= b_runs || (same && j < i) ? 0.0 : pair.sum(i, j);
+                partial[i] = j >= b.runs || (same && j < i)
+                                 ? 0.0
+                                 : run_sum(problem, a, b, a_pulls, b_pulls, i, j);
             }
 #pragma omp single
             for (double value : partial) total += value;
@@ -148,74 +162,138 @@ double pair_sum(const Problem& problem, Points& a, Points& b) {
     return total;
 }
 
-// weight * d/dp of the sum of k over all pairs of each point, in the coordinates of the input:
-// d/db k(a, b) = -2 w (b - a) / bandwidth.
-void write_gradient(const Points& own, const Points& other, const float* points, int64_t count,
-                    int64_t dim, const std::vector<double>& mean, double scale, double own_factor,
-                    double other_factor, float* grad) {
+// How much of a gradient rounding may have taken: its largest entry, and the error to expect in any.
+struct Trust {
+    double largest = 0.0, error = 0.0;
+};
+
+// A set's gradient, in the coordinates of the input: d/db k(a, b) = -2 w (b - a) / bandwidth, own pairs
+// and others with a factor each. `spread` bounds the mean of (w |a - b|)^2 in units of w.
+template <typename T>
+Trust write_gradient(const Pulls& own, const Pulls& other, const T* points, int64_t count,
+                     int64_t dim, const Frame& frame, double own_factor, double other_factor,
+                     double spread, T* grad) {
+    Trust trust;
+    double most = 0.0;
     for (int64_t j = 0; j < count; ++j) {
-        const int64_t at = j / kBlock * (dim + 1) * kBlock + j % kBlock;
-        const double *p = &own.pull[at], *q = &other.pull[at];
+        const double *p = own.of(j), *q = other.of(j);
         const double total = own_factor * p[dim * kBlock] + other_factor * q[dim * kBlock];
         for (int64_t d = 0; d < dim; ++d) {
-            const double centred = points[j * dim + d] - mean[d];
+            const double centred = points[j * dim + d] - frame.mean[d];
             const double pulled = own_factor * p[d * kBlock] + other_factor * q[d * kBlock];
-            grad[j * dim + d] = static_cast<float>(total * centred - pulled / scale);
+            const double value = total * centred - pulled / frame.scale;
+            trust.largest = std::max(trust.largest, std::fabs(value));
+            grad[j * dim + d] = static_cast<T>(value);
         }
+        most = std::max(most, own_factor * own_factor * p[dim * kBlock] +
+                                  other_factor * other_factor * q[dim * kBlock]);
     }
+    trust.error = std::sqrt(most * spread);
+    return trust;
 }
 
-bool all_finite(const float* x, int64_t count) {
+template <typename T>
+bool all_finite(const T* x, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
         if (!std::isfinite(x[i])) return false;
     }
     return true;
 }
 
-}  // namespace
+template <typename T>
+struct Sets {
+    const T *x, *y;
+    int64_t n, m, dim;
+    bool unbiased;
+    T *x_grad, *y_grad;
+};
 
-double squared_mmd(const float* x, const float* y, int64_t n, int64_t m, int64_t dim,
-                   const double* bandwidths, int num_bandwidths, bool unbiased, float* x_grad,
-                   float* y_grad, int threads, const KernelSumKernels& kernels) {
-    if (!all_finite(x, n * dim) || !all_finite(y, m * dim)) {
-        const float nan = std::numeric_limits<float>::quiet_NaN();
-        if (x_grad != nullptr) std::fill(x_grad, x_grad + n * dim, nan);
-        if (y_grad != nullptr) std::fill(y_grad, y_grad + m * dim, nan);
-        return nan;
-    }
-    const double rate = 1.0 / *std::max_element(bandwidths, bandwidths + num_bandwidths);
-    const double scale = std::sqrt(2.0 * rate / std::log(2.0));
-    std::vector<double> mean(dim, 0.0);
-    for (int64_t i = 0; i < n * dim; ++i) mean[i % dim] += x[i];
-    for (int64_t i = 0; i < m * dim; ++i) mean[i % dim] += y[i];
-    for (double& value : mean) value /= static_cast<double>(n + m);
-    const Problem problem = {dim, make_ladder(bandwidths, num_bandwidths), std::max(1, threads),
-                             &kernels};
+// The value, and whether it and the gradients are as right as they are asked to be.
+struct Result {
+    double value;
+    bool trusted;
+};
 
+// In the arithmetic of `Scalar`.
+template <typename Scalar, typename T>
+Result sweep(const Sets<T>& sets, const Frame& frame, const Problem<Scalar>& problem, double rate) {
+    const auto [x, y, n, m, dim, unbiased, x_grad, y_grad] = sets;
+    const Points<Scalar> a(x, n, dim, frame), b(y, m, dim, frame);
     // Pulls within the sets and between them have different weights, and are summed apart.
     const bool to_x = x_grad != nullptr, to_y = y_grad != nullptr;
-    Points own_x(x, n, dim, mean, scale, to_x), own_y(y, m, dim, mean, scale, to_y);
-    double xx = pair_sum(problem, own_x, own_x), yy = pair_sum(problem, own_y, own_y);
-    Points mixed_x(x, n, dim, mean, scale, to_x), mixed_y(y, m, dim, mean, scale, to_y);
-    const double xy = pair_sum(problem, mixed_x, mixed_y);
+    Pulls own_x(n, dim, to_x), mixed_x(n, dim, to_x), own_y(m, dim, to_y), mixed_y(m, dim, to_y);
+    double xx = pair_sum(problem, a, a, own_x, own_x), yy = pair_sum(problem, b, b, own_y, own_y);
+    const double xy = pair_sum(problem, a, b, mixed_x, mixed_y);
+    const int bandwidths = problem.ladder.count;
     if (unbiased) {
-        xx -= static_cast<double>(n) * num_bandwidths;
-        yy -= static_cast<double>(m) * num_bandwidths;
+        xx -= static_cast<double>(n) * bandwidths;
+        yy -= static_cast<double>(m) * bandwidths;
     }
     const double drop = unbiased ? 1.0 : 0.0;
     const double weight_xx = 1.0 / (n * (n - drop)), weight_yy = 1.0 / (m * (m - drop));
     const double weight_xy = 1.0 / (static_cast<double>(n) * m);
+    Result result = {xx * weight_xx + yy * weight_yy - 2.0 * xy * weight_xy, true};
+
+    // The relative error of a weight: that of its exponent, a difference of numbers of the size of the
+    // offsets, which the narrowest kernel multiplies. Errors of pairs are independent.
+    const double unit = std::numeric_limits<Scalar>::epsilon() / 2;
+    const double narrowest = problem.ladder.rate[bandwidths - 1];
+    const double relative = unit * (kWeightUnits + kOffsetUnits * narrowest * (a.mean_offset + b.mean_offset));
+    // (w |a - b|)^2 <= w L / e in units of the largest bandwidth: x exp(-x) is at most 1 / e.
+    const double spread = bandwidths * std::exp(-1.0) / rate;
+    const auto check = [&](const Trust& trust) {
+        if (relative * trust.error > kGradientError * trust.largest) result.trusted = false;
+    };
     // A point appears on both sides of its own set's sum, hence twice the weight.
     const double other = 4.0 * rate * weight_xy;
     if (to_x) {
-        write_gradient(own_x, mixed_x, x, n, dim, mean, scale, -4.0 * rate * weight_xx, other,
-                       x_grad);
+        check(write_gradient(own_x, mixed_x, x, n, dim, frame, -4.0 * rate * weight_xx, other, spread,
+                             x_grad));
     }
     if (to_y) {
-        write_gradient(own_y, mixed_y, y, m, dim, mean, scale, -4.0 * rate * weight_yy, other,
-                       y_grad);
+        check(write_gradient(own_y, mixed_y, y, m, dim, frame, -4.0 * rate * weight_yy, other, spread,
+                             y_grad));
     }
-    return xx * weight_xx + yy * weight_yy - 2.0 * xy * weight_xy;
+    const double kernels = xx * weight_xx + yy * weight_yy;
+    const double pairs = static_cast<double>(std::min(n, m)) * std::min(n, m);
+    const double asked = std::max(kValueError * std::fabs(result.value), kKernelError * kernels);
+    if (relative * kernels > asked * std::sqrt(pairs)) result.trusted = false;
+    return result;
 }
+
+}  // namespace
+
+template <typename T>
+MmdResult squared_mmd(const T* x, const T* y, int64_t n, int64_t m, int64_t dim,
+                      const double* bandwidths, int num_bandwidths, bool unbiased, T* x_grad, T* y_grad,
+                      int threads, const KernelSumKernels& kernels) {
+    if (!all_finite(x, n * dim) || !all_finite(y, m * dim)) {
+        const T nan = std::numeric_limits<T>::quiet_NaN();
+        if (x_grad != nullptr) std::fill(x_grad, x_grad + n * dim, nan);
+        if (y_grad != nullptr) std::fill(y_grad, y_grad + m * dim, nan);
+        return {nan, false};
+    }
+    const double rate = 1.0 / *std::max_element(bandwidths, bandwidths + num_bandwidths);
+    Frame frame = {std::vector<double>(dim, 0.0), std::sqrt(2.0 * rate / std::log(2.0))};
+    for (int64_t i = 0; i < n * dim; ++i) frame.mean[i % dim] += x[i];
+    for (int64_t i = 0; i < m * dim; ++i) frame.mean[i % dim] += y[i];
+    for (double& value : frame.mean) value /= static_cast<double>(n + m);
+    const Sets<T> sets = {x, y, n, m, dim, unbiased, x_grad, y_grad};
+    const Ladder ladder = make_ladder(bandwidths, num_bandwidths);
+    threads = std::max(1, threads);
+    if (sizeof(T) == sizeof(float) && std::min(n, m) > kFewPoints) {
+        const Problem<float> problem = {dim, ladder, threads, kernels.single};
+        const Result result = sweep(sets, frame, problem, rate);
+        if (result.trusted) return {result.value, false};
+    }
+    const Problem<double> problem = {dim, ladder, threads, kernels.wide};
+    return {sweep(sets, frame, problem, rate).value, true};
+}
+
+template MmdResult squared_mmd(const float*, const float*, int64_t, int64_t, int64_t, const double*,
+                               int, bool, float*, float*, int, const KernelSumKernels&);
+template MmdResult squared_mmd(const double*, const double*, int64_t, int64_t, int64_t,
+                               const double*, int, bool, double*, double*, int,
+                               const KernelSumKernels&);
 
 }  // namespace vqkern

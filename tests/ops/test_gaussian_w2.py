@@ -414,7 +414,10 @@ def test_a_second_derivative_raises():
     (gradient,) = torch.autograd.grad(
         vqkern.gaussian_w2(torch.randn(5, 2), y), y, create_graph=True
     )
+    with pytest.raises(RuntimeError, match="gaussian_w2_of_codes_backward"):
+        gradient.sum().backward()
     with pytest.raises(RuntimeError, match="moments_backward"):
+        (gradient,) = torch.autograd.grad(moments(y)[2].sum(), y, create_graph=True)
         gradient.sum().backward()
     fitted = moments(y.detach())
     covariance = fitted.covariance.requires_grad_()
@@ -435,7 +438,13 @@ def test_opcheck_and_one_graph(backend):
     torch.library.opcheck(
         torch.ops.vqkern.gaussian_w2.default, (m, s, m, wider, None, True, False, backend)
     )
+    y = torch.randn(1, 5, 3, requires_grad=True)
+    torch.library.opcheck(
+        torch.ops.vqkern.gaussian_w2_of_codes.default,
+        (m.detach(), s.detach(), y, None, False, backend),
+    )
     torch.library.opcheck(torch.ops.vqkern.square_root.default, (wider,))
+    y = y.detach()[0].requires_grad_()
 
     def loss(x, y):
         prior = vqkern.prior_w2(y, backend=backend)

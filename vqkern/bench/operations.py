@@ -17,7 +17,9 @@ from .contestants import (
     LAYER_STEP_EMA,
     NEAREST_CODE,
     SQUARED_MMD,
+    Call,
     Contestant,
+    gaussian_w2_floors,
 )
 from .contestants.layer_step import COMMITMENT, DECAY, learning_rate
 
@@ -65,6 +67,8 @@ class Operation:
         judge: (case, inputs) -> the function that judges an output.
         contestants: who is compared by default, on any device.
         counted: what a verdict counts as right or wrong, or "" if it has an error only.
+        floors: (case, *inputs) -> parts that no contestant can do without, by name, which are timed
+            in the same rounds.
     """
 
     name: str
@@ -74,6 +78,7 @@ class Operation:
     judge: Callable[[Case, tuple[Tensor, ...]], Judge]
     contestants: tuple[Contestant, ...]
     counted: str = ""
+    floors: Callable[..., dict[str, Call]] = lambda case, *inputs: {}
 
     def contestants_on(self, device: str) -> tuple[Contestant, ...]:
         """Those that run on a device."""
@@ -283,6 +288,7 @@ OPERATIONS = {
             Case.vectors_and_codes,
             judge_w2,
             GAUSSIAN_W2,
+            floors=gaussian_w2_floors,
         ),
         Operation(
             "layer_step",

@@ -187,8 +187,8 @@ def _line(
         *([f"{rate / scale[1]:.0%}"] if scale else []),
         f"{ratio:.2f}x" if ratio is not None else "-",
         *([wrong] if counted else []),
-        *([f"{verdict.error:.1e}"] if errors else []),
-        "yes" if result.same_bits else "NO",
+        *(["-" if verdict.error is None else f"{verdict.error:.1e}"] if errors else []),
+        {True: "yes", False: "NO", None: "-"}[result.same_bits],
         f"{memory / 2**20:.1f}" if memory is not None else "-",
     ]
 

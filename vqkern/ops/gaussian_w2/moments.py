@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -113,17 +114,22 @@ def moments_by(x: Tensor, valid: Tensor | None, backend: str) -> Moments:
     return Moments(count.reshape(lead), mean.reshape(*lead, d), covariance.reshape(*lead, d, d))
 
 
-@torch.library.custom_op("vqkern::moments", mutates_args=())
-def _moments(x: Tensor, valid: Tensor | None, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+def passes(backend: str) -> ModuleType:
+    """The module of a backend whose `moments` and `pull_back` go over the points."""
     if backend == "cpp":
         from . import native
 
-        return native.moments(x, valid)
+        return native
     if backend == "triton":
         from . import triton_kernels
 
-        return triton_kernels.moments(x, valid)
-    return reference.moments(x, valid)
+        return triton_kernels
+    return reference
+
+
+@torch.library.custom_op("vqkern::moments", mutates_args=())
+def _moments(x: Tensor, valid: Tensor | None, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    return passes(backend).moments(x, valid)
 
 
 @_moments.register_fake
@@ -149,15 +155,7 @@ def _moments_backward(
 ) -> Tensor:
     matrix = (covariance_grad + covariance_grad.mT) / (count - 1).clamp_min(1)[:, None, None]
     offset = mean_grad / count.clamp_min(1)[:, None]
-    if backend == "cpp":
-        from . import native
-
-        return native.pull_back(x, valid, mean, matrix, offset)
-    if backend == "triton":
-        from . import triton_kernels
-
-        return triton_kernels.pull_back(x, valid, mean, matrix, offset)
-    return reference.pull_back(x, valid, mean, matrix, offset)
+    return passes(backend).pull_back(x, valid, mean, matrix, offset)
 
 
 @_moments_backward.register_fake

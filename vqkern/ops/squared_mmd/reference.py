@@ -5,22 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_TILE = 1024  # 1024 x 1024 pairs at a time: 8 MB of float64
+from ..checks import common_dtype
+
+_TILE = 1024  # 1024 x 1024 pairs at a time: 8 MB
 
 
 def squared_mmd(
     x: Tensor, y: Tensor, bandwidths: Tensor, unbiased: bool, x_grad: bool, y_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Value [], gradient [N, D] and gradient [M, D] in float64 or float32; a gradient not asked for
-    is [0].
+    """Value [], gradient [N, D] and gradient [M, D]; a gradient not asked for is [0].
 
-    float32 tiles are summed in float64.
+    Rounded from float64 to float32 unless an input is float64.
     """
-    dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
+    dtype = common_dtype(x, y)
     # Distances between centred points cancel less; the value does not depend on the origin.
-    mean = (x.double().sum(0) + y.double().sum(0)) / (len(x) + len(y))
-    x, y = (x.double() - mean).to(dtype), (y.double() - mean).to(dtype)
-    rates = bandwidths.to(dtype).reciprocal()
+    x, y = x.double(), y.double()
+    mean = (x.sum(0) + y.sum(0)) / (len(x) + len(y))
+    x, y = x - mean, y - mean
+    rates = bandwidths.double().reciprocal()
     n, m = len(x), len(y)
     same = 0 if unbiased else 1
     weight_xx = 1 / (n * (n - 1 + same))
@@ -30,8 +32,16 @@ def squared_mmd(
     xy, x_cross, y_cross = _cross_sum(x, y, rates, x_grad, y_grad)
     value = xx * weight_xx + yy * weight_yy - 2 * xy / (n * m)
     # d/dy_j of sum k(y, y') counts j twice: as y and as y'.
-    gx = (2 * weight_xx * x_self - 2 / (n * m) * x_cross).to(dtype) if x_grad else x.new_empty(0)
-    gy = (2 * weight_yy * y_self - 2 / (n * m) * y_cross).to(dtype) if y_grad else x.new_empty(0)
+    gx = (
+        (2 * weight_xx * x_self - 2 / (n * m) * x_cross).to(dtype)
+        if x_grad
+        else x.new_empty(0, dtype=dtype)
+    )
+    gy = (
+        (2 * weight_yy * y_self - 2 / (n * m) * y_cross).to(dtype)
+        if y_grad
+        else x.new_empty(0, dtype=dtype)
+    )
     return value.to(dtype), gx, gy
 
 
@@ -49,8 +59,8 @@ def _kernel(a: Tensor, b: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pull(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """sum_j dk(a_i, b_j)/da_i = -2 (r_i a_i - (W b)_i), float64 [n, D]."""
-    return -2 * (weight.sum(-1, keepdim=True) * a - weight @ b).double()
+    """sum_j dk(a_i, b_j)/da_i = -2 (r_i a_i - (W b)_i), [n, D]."""
+    return -2 * (weight.sum(-1, keepdim=True) * a - weight @ b)
 
 
 def _cross_sum(
@@ -62,7 +72,7 @@ def _cross_sum(
     for i, a in enumerate(x.split(_TILE)):
         for j, b in enumerate(y.split(_TILE)):
             kernel, weight = _kernel(a, b, rates)
-            total += kernel.sum(dtype=torch.float64)
+            total += kernel.sum()
             if x_grad:
                 gx[i * _TILE : i * _TILE + len(a)] += _pull(weight, a, b)
             if y_grad:
@@ -84,7 +94,7 @@ def _symmetric_sum(
             if i == j:
                 # k(x, x) = number of bandwidths exactly, whatever rounding left of the distance.
                 kernel.fill_diagonal_(0.0 if drop_diagonal else float(len(rates)))
-            total += kernel.sum(dtype=torch.float64) * (1 if i == j else 2)
+            total += kernel.sum() * (1 if i == j else 2)
             if grad:
                 gx[i * _TILE : i * _TILE + len(a)] += _pull(weight, a, b)
                 if j > i:
