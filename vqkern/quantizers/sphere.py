@@ -71,9 +71,10 @@ class Spherical(Structured):
     def _take(self, codes: Tensor, index: Tensor) -> Tensor:
         return self.parts[0]._take(codes, index)
 
-    def _estimate(self, latents: Tensor, nearest: Tensor) -> Tensor:
+    def _estimate(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: Tensor) -> Tensor:
         unit = on_sphere(latents)
-        return self.parts[0]._estimate(unit, nearest.to(unit.dtype)).to(latents.dtype)
+        quantized = self.parts[0]._estimate(unit, nearest.to(unit.dtype), index, codes)
+        return quantized.to(latents.dtype)
 
     def _learn(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: Tensor) -> Tensor:
         return self.parts[0]._learn(on_sphere(latents), nearest, index, codes)
