@@ -2,11 +2,11 @@
 
     python benchmarks/layers.py [NAME ...] [--threads 2]
 
-A step is forward and backward with a gradient for z, at K = 65,536 codes, D = 16 channels and N = 8,192
-vectors; the optimiser is left out. The kernels are not listed by hand: one step is watched, and every
-call of an operation of this package, of a matrix product, convolution or attention is recorded with
-its inputs and repeated alone. What the layer takes beyond them is its own: gathers, losses, usage,
-layout. Writes results/layers_cpu.csv.
+A step is forward and backward with a gradient for z, at K = 65,536 codes, D = 16 channels,
+N = 8,192 vectors; the optimiser is left out. The kernels are not listed by hand: one step is
+watched, and every call of an operation of this package, of a matrix product, convolution or
+attention is recorded with its inputs and repeated alone. What the layer takes beyond them is its own: gathers,
+losses, usage, layout. Writes results/layers_cpu.csv.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ PRODUCTS = {
     "aten::convolution_backward", "aten::_scaled_dot_product_flash_attention_for_cpu",
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
 }  # fmt: skip
-NOT_COUNTED = {"vqkern::take_codes", "vqkern::split_index"}
+NOT_COUNTED = {
+    f"vqkern::{n}" for n in ("take_codes", "split_index", "on_sphere", "on_sphere_backward")
+}
 
 
 class Watch(TorchDispatchMode):

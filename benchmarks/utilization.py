@@ -1,6 +1,6 @@
 """How much of a codebook is used: four parametrisations, through the annealing of the rate.
 
-    python benchmarks/utilization.py --jobs 8             # minutes on 16 cores
+    python benchmarks/utilization.py --jobs 8             # four minutes on 16 cores
     python benchmarks/utilization.py --sizes 1024 --steps 200    # a trial of a minute
 
 FVQ's figure 3 at a small size. Features are patches of photographs, 8 x 8 pixels projected to 16
@@ -112,13 +112,13 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="codebook sizes")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--out", type=Path, default=RESULTS / "utilization_cpu.csv")
     options = parser.parse_args(arguments)
     largest, threads = max(options.sizes), max(1, os.cpu_count() // options.jobs)
     runs = [
-        (kind, k, annealed, options.steps, 30 if k == largest else 1, threads)
+        (kind, k, annealed, options.steps, 20 if k == largest else 1, threads)
         for k in sorted(options.sizes, reverse=True)
         for kind in ("fvq", "mlp", "linear", "table", "drawn")
         for annealed in ((True, False) if k == largest and kind != "drawn" else (True,))
