@@ -2,11 +2,11 @@
 
     python benchmarks/layers.py [NAME ...] [--threads 2]
 
-A step is forward and backward with a gradient for z, at K = 65,536 codes, D = 16 channels,
+A step is forward and backward with a gradient for z, at K = 65,536 codes, D = 16 channels and
 N = 8,192 vectors; the optimiser is left out. The kernels are not listed by hand: one step is
 watched, and every call of an operation of this package, of a matrix product, convolution or
-attention is recorded with its inputs and repeated alone. What the layer takes beyond them is its own: gathers,
-losses, usage, layout. Writes results/layers_cpu.csv.
+attention is recorded with its inputs and repeated alone. What the layer takes beyond them is its
+own: gathers, losses, usage, layout. Writes results/layers_cpu.csv.
 """
 
 from __future__ import annotations
