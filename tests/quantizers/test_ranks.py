@@ -17,6 +17,7 @@ POOLED = {
     "online far": {"name": "online", "codebook_weight": 0.0, "decay": 0.5, "anchor": "far"},
 }
 JOBS = {name: {"name": name} for name in grid_names()} | POOLED
+JOBS["linear_rq by index"] = {"name": "linear_rq", "estimator": "index_backprop"}
 WORLDS = tuple(rank_steps.SIZES)
 
 

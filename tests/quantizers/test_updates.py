@@ -240,6 +240,14 @@ class TestEveryRule:
         with pytest.raises(TypeError, match="moves a free table of codes, got Linear"):
             VectorQuantizer(Linear(Table(4, 3)), update=RULES[rule]())
 
+    def test_one_rule_cannot_move_two_codebooks(self, rule):
+        shared = RULES[rule]()
+        build(shared)
+        with pytest.raises(ValueError, match="already moves the codes of another quantizer"):
+            build(shared)
+        with pytest.raises(ValueError, match="already moves the codes of another quantizer"):
+            build(Revival(shared))
+
 
 @pytest.mark.parametrize("rule", ["revival of ema", "online far"])
 def test_rules_around_rules_compile_in_one_graph(rule):

@@ -5,7 +5,7 @@ from .base import Quantizer, QuantizeResult, Usage
 from .bridge import VQBridge
 from .codes import MLP5, Linear, Table
 from .compose import CODEBOOK_FREE, STRUCTURES
-from .estimators import rotation_trick, straight_through
+from .estimators import IndexBackprop, rotation_trick, straight_through
 from .information import Contestant, fair_comparison, information, information_of
 from .kmeans import kmeans
 from .multiscale import MultiScale
@@ -27,6 +27,7 @@ __all__ = [
     "Gradient",
     "Groups",
     "Halves",
+    "IndexBackprop",
     "LFQ",
     "Linear",
     "MLP5",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..ops.checks import require_float
-from .estimators import straight_through as straight_through
 from .ranks import sum_over_ranks
 
 
@@ -78,15 +76,6 @@ class UsageCounter(nn.Module):
             dead_codes=len(counts) - hit,
             skipped=int(self.skipped),
         )
-
-
-def rowwise(
-    estimator: Callable[[Tensor, Tensor], Tensor], latents: Tensor, nearest: Tensor
-) -> Tensor:
-    """An estimator of rows [N, D], applied to latents [..., D]."""
-    dim = latents.shape[-1]
-    rows = estimator(latents.reshape(-1, dim), nearest.reshape(-1, dim))
-    return rows.reshape(latents.shape)
 
 
 class Quantizer(nn.Module):

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.checks import common_dtype, require_index
-from .base import Quantizer, masked_mse, require_weight, rowwise, straight_through
-from .structure import Structured, checked_parts
+from .base import Quantizer, masked_mse, require_weight
+from .estimators import estimate
+from .structure import Structured, checked_parts, estimator_of_sum
 
 VAR_PATCH_SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
@@ -42,7 +43,9 @@ class MultiScale(Structured):
         commitment, codebook_weight: as above.
         scale_weights: w_s, one a scale; None: all 1.
         channel_dim: where z [B, H, W, dim] or [B, dim, H, W] has its channels.
-        estimator: (z, nearest) -> quantized, for f_hat; None takes the part's.
+        estimator: (z, nearest) -> quantized, for f_hat; None takes the part's. One that needs the
+            codes (`IndexBackprop`) works scale by scale, and the rest reaches the next scale with
+            its gradient.
 
     Raises:
         ValueError: an argument is out of range, or the part quantizes maps itself.
@@ -92,7 +95,7 @@ class MultiScale(Structured):
         self.commitment = commitment
         self.codebook_weight = codebook_weight
         self.scale_weights = weights
-        self.estimator = estimator or getattr(part, "estimator", straight_through)
+        self.estimator = estimator_of_sum("MultiScale", estimator, [part])
         self.phi = nn.ModuleList(
             nn.Conv2d(self.dim, self.dim, 3, padding=1) for _ in range(convolutions)
         )
@@ -245,8 +248,22 @@ class MultiScale(Structured):
         with torch.autocast(maps.device.type, enabled=False):
             return self.resample(maps, scale, "down")
 
-    def _estimate(self, latents: Tensor, nearest: Tensor) -> Tensor:
-        return rowwise(self.estimator, latents, nearest)
+    def _estimate(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: list) -> Tensor:
+        if self.estimator is not None:
+            return estimate(self.estimator, latents, nearest, index, codes)
+        part = self.parts[0]
+        complete = (index.flatten(1) >= 0).all(1)[:, None, None, None]
+        # Zeros, not NaN, go through phi: a gradient of 0 times NaN would be NaN.
+        rest = torch.where(complete, latents, 0).to(common_dtype(latents))
+        f_hat = torch.zeros_like(rest)
+        for scale, tokens in enumerate(self._per_scale(index)):
+            feature = self._down(rest, scale).flatten(1, 2)
+            own = part._take(codes[0], tokens).detach().to(rest.dtype)
+            quantized = part._estimate(feature, own, tokens, codes[0])
+            quantized = torch.where(complete[..., 0], quantized, 0)
+            h = self._contribution(quantized, scale).to(rest.dtype)
+            f_hat, rest = f_hat + h, rest - h
+        return torch.where(complete, f_hat, torch.nan).to(latents.dtype)
 
     def _learn(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: list) -> Tensor:
         rows = latents.reshape(-1, self.dim)

@@ -13,7 +13,7 @@ from .base import Quantizer, require_weight
 from .bridge import VQBridge
 from .codes import MLP5, Linear, Table
 from .compose import CODEBOOK_FREE, STRUCTURES, mgvq_options
-from .estimators import build_estimator
+from .estimators import Estimator, build_estimator, estimator_option
 from .updates import EMA, Gradient, Online, Revival
 from .variational import VariationalQuantizer
 from .vector import VectorQuantizer
@@ -28,7 +28,7 @@ def vanilla(
     codebook_weight: float = 1.0,
     alignment: Alignment | dict | None = None,
     channel_dim: int = -1,
-    estimator: str = "straight_through",
+    estimator: str | dict | Estimator = "straight_through",
 ) -> VectorQuantizer:
     """VQ-VAE: a free table moved by the codebook loss."""
     return _compose(
@@ -49,7 +49,7 @@ def _compose(
     codebook_weight: float = 1.0,
     alignment: Alignment | dict | None = None,
     channel_dim: int = -1,
-    estimator: str = "straight_through",
+    estimator: str | dict | Estimator = "straight_through",
 ) -> VectorQuantizer:
     """A quantizer of any codes by the options of `vanilla`, moved by gradients or by `rule`."""
     return VectorQuantizer(
@@ -72,7 +72,7 @@ def ema(
     smoothing: float = 0.0,
     revive_after: int | None = None,
     channel_dim: int = -1,
-    estimator: str = "straight_through",
+    estimator: str | dict | Estimator = "straight_through",
 ) -> VectorQuantizer:
     """A free table moved by exponential moving averages (VQ-VAE appendix A.1, VQ-VAE-2).
 
@@ -184,7 +184,7 @@ def vaevq(
     dcr_weight: float = 0.1,
     form: str = "paper",
     channel_dim: int = -1,
-    estimator: str = "straight_through",
+    estimator: str | dict | Estimator = "straight_through",
 ) -> VariationalQuantizer:
     """VAEVQ: a Gaussian latent of 2 x dim channels, a trained table behind a linear map, the prior.
 
@@ -260,6 +260,8 @@ def build_quantizer(name: str, *, dim: int, codebook_size: int, **options) -> Qu
     config = {"name": name, "dim": dim, "codebook_size": codebook_size, **options}
     if hasattr(config.get("alignment"), "config"):
         config["alignment"] = config["alignment"].config
+    if not isinstance(config.get("estimator", ""), str | dict):
+        config |= estimator_option(config["estimator"])
     quantizer.config = config
     return quantizer
 

@@ -39,9 +39,12 @@ class ChannelParts(Structured):
         ]
         return torch.cat(rows, dim=-1)
 
-    def _estimate(self, latents: Tensor, nearest: Tensor) -> Tensor:
+    def _estimate(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: list) -> Tensor:
         own = nearest.split([part.dim for part in self.parts], dim=-1)
-        return torch.cat(self._per_part(lambda p, z, e: p._estimate(z, e), latents, own), dim=-1)
+        quantized = self._per_part(
+            lambda part, *each: part._estimate(*each), latents, own, self._token_lists(index), codes
+        )
+        return torch.cat(quantized, dim=-1)
 
     def _learn(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: list) -> Tensor:
         own = nearest.split([part.dim for part in self.parts], dim=-1)

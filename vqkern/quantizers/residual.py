@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..ops.checks import common_dtype
-from .base import Quantizer, rowwise, straight_through
-from .structure import Structured, checked_parts
+from .base import Quantizer
+from .estimators import estimate
+from .structure import Structured, checked_parts, estimator_of_sum
 
 
 class Residual(Structured):
@@ -26,7 +27,9 @@ class Residual(Structured):
         parts: one quantizer, shared by all stages, or a list with one a stage.
         depth: number of stages; it may be left out with a list of several.
         channel_dim: where z has its channels.
-        estimator: (z, nearest) -> quantized, for the sum; None takes that of the first part.
+        estimator: (z, nearest) -> quantized, for the sum; None takes that of the parts. Where they
+            differ or need the codes (`IndexBackprop`), each stage estimates its own code, and the
+            rest reaches the next stage with its gradient.
 
     Raises:
         ValueError: the parts differ in channels, or their number is neither 1 nor `depth`.
@@ -56,7 +59,7 @@ class Residual(Structured):
         super().__init__(parts, dims[0], channel_dim=channel_dim)
         self.depth = depth
         self.takes_maps = any(part.takes_maps for part in parts)
-        self.estimator = estimator or getattr(parts[0], "estimator", straight_through)
+        self.estimator = estimator_of_sum("Residual", estimator, parts)
 
     def decode(self, index: Tensor, *, first: int | None = None) -> Tensor:
         """The sums of codes behind indices [..., depth]; of the `first` stages only where given."""
@@ -96,8 +99,17 @@ class Residual(Structured):
             total = total + self._nearest(codes, index[..., number], number).to(total.dtype)
         return total.to(dtype)
 
-    def _estimate(self, latents: Tensor, nearest: Tensor) -> Tensor:
-        return rowwise(self.estimator, latents, nearest)
+    def _estimate(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: list) -> Tensor:
+        if self.estimator is not None:
+            return estimate(self.estimator, latents, nearest, index, codes)
+        rest = latents.to(common_dtype(latents))
+        total = 0.0
+        for number, tokens in enumerate(index.unbind(-1)):
+            part = self._stage(number)
+            own = self._nearest(codes, tokens, number).detach().to(rest.dtype)
+            quantized = self.parts[part]._estimate(rest, own, tokens, codes[part])
+            total, rest = total + quantized, rest - quantized
+        return total.to(latents.dtype)
 
     def _rests(self, latents: Tensor, index: Tensor, codes: list) -> tuple[list, list]:
         """What each stage sees [..., dim], with the latents' gradient, and the code it takes."""

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..ops.checks import common_dtype
-from .base import Usage, masked_mse, require_weight, straight_through
+from .base import Usage, masked_mse, require_weight
 from .entropy import bit_entropies
+from .estimators import straight_through
 from .joint_index import (
     MAX_EXPLICIT_CODES,
     JointCounter,
@@ -98,7 +99,7 @@ class ScalarQuantizer(Composable):
         digits = split_index(index, self.levels)
         return self._values(digits).masked_fill((index < 0)[..., None], torch.nan)
 
-    def _estimate(self, latents: Tensor, nearest: Tensor) -> Tensor:
+    def _estimate(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: None) -> Tensor:
         compared = self._compared(latents)
         return straight_through(compared, nearest.to(compared.dtype)).to(latents.dtype)
 

@@ -11,19 +11,64 @@ from .structure import Structured, checked_parts
 
 
 def on_sphere(latents: Tensor) -> Tensor:
-    """latents / |latents| over the last dimension, float32 or float64; differentiable.
+    """latents / |latents| over the last dimension, float32 or float64; differentiable once.
 
     Zero stays zero with a zero gradient, where a division by a small epsilon would send a huge one.
     A row that is not finite gives NaN, and no gradient.
     """
-    wide = latents.to(common_dtype(latents))
-    largest = wide.detach().abs().amax(-1, keepdim=True)
+    dim = latents.shape[-1]
+    rows = latents.reshape(-1, dim).to(common_dtype(latents))
+    return _on_sphere(rows)[0].reshape(latents.shape)
+
+
+# Not left to autograd: of a large codebook, its passes over memory take longer than the search.
+@torch.library.custom_op("vqkern::on_sphere", mutates_args=())
+def _on_sphere(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The unit rows, and the two factors of the norm [N, 1], 1 where there is no direction."""
+    largest = rows.abs().amax(-1, keepdim=True)
     regular = largest.isfinite() & (largest > 0)
+    largest = torch.where(regular, largest, 1)
     # The scale drops out of the result, and squares of what is left neither overflow nor vanish.
-    # Irregular rows are replaced before they are divided: a gradient of 0 times NaN would be NaN.
-    scaled = torch.where(regular, wide, 1) / torch.where(regular, largest, 1)
-    unit = scaled / scaled.norm(dim=-1, keepdim=True)
-    return torch.where(regular, unit, torch.where(largest == 0, 0.0, torch.nan).to(unit.dtype))
+    unit = rows / largest
+    norm = torch.where(regular, torch.linalg.vector_norm(unit, dim=-1, keepdim=True), 1)
+    unit /= norm
+    irregular = torch.where((rows == 0).all(-1, keepdim=True), 0.0, torch.nan).to(rows.dtype)
+    return torch.where(regular, unit, irregular), largest, norm
+
+
+@_on_sphere.register_fake
+def _(rows):
+    factor = rows.new_empty(len(rows), 1)
+    return torch.empty_like(rows), factor, torch.empty_like(factor)
+
+
+@torch.library.custom_op("vqkern::on_sphere_backward", mutates_args=())
+def _on_sphere_backward(grad: Tensor, unit: Tensor, largest: Tensor, norm: Tensor) -> Tensor:
+    along = (grad * unit).sum(-1, keepdim=True)
+    slope = torch.addcmul(grad, unit, along, value=-1)
+    slope /= norm
+    slope /= largest
+    # Zero rows and NaN rows have no direction, whatever comes in.
+    regular = unit.abs().amax(-1, keepdim=True) > 0
+    return torch.where(regular, slope, 0)
+
+
+@_on_sphere_backward.register_fake
+def _(grad, unit, largest, norm):
+    return torch.empty_like(unit)
+
+
+def _setup_context(ctx, inputs, output):
+    _, largest, norm = output
+    ctx.mark_non_differentiable(largest, norm)
+    ctx.save_for_backward(*output)
+
+
+def _backward(ctx, grad, _grad_largest, _grad_norm):
+    return _on_sphere_backward(grad, *ctx.saved_tensors)
+
+
+_on_sphere.register_autograd(_backward, setup_context=_setup_context)
 
 
 class Spherical(Structured):
@@ -61,8 +106,7 @@ class Spherical(Structured):
         self.parts[0].load_codes(codes)
 
     def _snapshot(self) -> Tensor:
-        # A copy: the update rule may overwrite codes that the normalisation keeps for its gradient.
-        codes = self.parts[0]._snapshot().clone()
+        codes = self.parts[0]._snapshot()
         return on_sphere(codes).to(codes.dtype)
 
     def _assign(self, latents: Tensor, codes: Tensor) -> Tensor:
@@ -71,9 +115,10 @@ class Spherical(Structured):
     def _take(self, codes: Tensor, index: Tensor) -> Tensor:
         return self.parts[0]._take(codes, index)
 
-    def _estimate(self, latents: Tensor, nearest: Tensor) -> Tensor:
+    def _estimate(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: Tensor) -> Tensor:
         unit = on_sphere(latents)
-        return self.parts[0]._estimate(unit, nearest.to(unit.dtype)).to(latents.dtype)
+        quantized = self.parts[0]._estimate(unit, nearest.to(unit.dtype), index, codes)
+        return quantized.to(latents.dtype)
 
     def _learn(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: Tensor) -> Tensor:
         return self.parts[0]._learn(on_sphere(latents), nearest, index, codes)

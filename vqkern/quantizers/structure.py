@@ -7,7 +7,8 @@ codes is taken once a call, so that a projector runs once however often its code
     _snapshot() -> codes                                   what the other methods take
     _assign(latents, codes) -> index                       the search; -1 where not finite
     _take(codes, index) -> nearest                         differentiable in the codes; NaN at -1
-    _estimate(latents, nearest) -> quantized               the gradient's way to the latents
+    _estimators() -> list                                  the gradient estimators inside
+    _estimate(latents, nearest, index, codes) -> quantized the gradient's way to the latents
     _learn(latents, nearest, index, codes) -> loss         a training step: losses and updates
     _settle(latents, index, codes) -> loss                 the same without the two pulls between
                                                            latents and codes: alignment and updates
@@ -25,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.checks import require_float, require_index
-from .base import Quantizer, QuantizeResult, Usage, straight_through
+from .base import Quantizer, QuantizeResult, Usage
+from .estimators import Estimator, needs_codes, straight_through
 
 
 class Composable(Quantizer):
@@ -45,7 +47,7 @@ class Composable(Quantizer):
         quantized = nearest.detach().to(z.dtype)
         loss = latents.new_zeros((), dtype=torch.float32)
         if self.training:
-            quantized = self._estimate(usable, quantized)
+            quantized = self._estimate(usable, quantized, index, codes)
             loss = self._learn(usable, nearest, index, codes)
         if mask is not None:
             quantized = torch.where(counted[..., None], quantized, latents)
@@ -73,7 +75,10 @@ class Composable(Quantizer):
         """`counted` [...] where what is quantized as one is counted as one."""
         return counted
 
-    def _estimate(self, latents: Tensor, nearest: Tensor) -> Tensor:
+    def _estimators(self) -> list[Estimator]:
+        return []
+
+    def _estimate(self, latents: Tensor, nearest: Tensor, index: Tensor, codes) -> Tensor:
         return straight_through(latents, nearest)
 
 
@@ -144,6 +149,33 @@ class Structured(Composable):
 
     def _snapshot(self) -> list:
         return [part._snapshot() for part in self.parts]
+
+    def _estimators(self) -> list[Estimator]:
+        return [estimator for part in self.parts for estimator in part._estimators()]
+
+
+def estimator_of_sum(
+    name: str, given: Estimator | None, parts: Iterable[Quantizer]
+) -> Estimator | None:
+    """What estimates a sum of codes as one; None where each stage has to estimate its own.
+
+    `given` counts first, then the one that all parts agree on.
+
+    Raises:
+        TypeError: `given` needs a codebook, which a sum does not have.
+    """
+    if given is not None:
+        if needs_codes(given) or not callable(given):
+            raise TypeError(
+                f"{name}: estimator must be a function (z, nearest) -> quantized, for the sum of "
+                f"codes; give {given!r} to the parts"
+            )
+        return given
+    inside = [estimator for part in parts for estimator in part._estimators()]
+    if not inside:
+        return straight_through
+    agreed = all(estimator is inside[0] for estimator in inside)
+    return inside[0] if agreed and not needs_codes(inside[0]) else None
 
 
 def checked_parts(name: str, parts: Iterable[Quantizer]) -> list[Quantizer]:

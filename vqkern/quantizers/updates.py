@@ -29,6 +29,7 @@ class UpdateRule(Protocol):
 
         Raises:
             TypeError: the rule cannot move such codes.
+        ValueError: it already moves those of another quantizer.
         """
 
     def loss(self, z: Tensor, nearest: Tensor, index: Tensor) -> Tensor:
@@ -76,6 +77,11 @@ class TableRule(nn.Module):
     """
 
     def attach(self, codes: nn.Module) -> None:
+        if hasattr(self, "_codes"):
+            raise ValueError(
+                f"{type(self).__name__}: update already moves the codes of another quantizer; "
+                "give every quantizer a rule of its own"
+            )
         if not isinstance(codes, Table):
             raise TypeError(
                 f"{type(self).__name__} moves a free table of codes, got {type(codes).__name__}; "

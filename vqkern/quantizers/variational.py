@@ -12,7 +12,7 @@ from ..ops.take_codes import take_codes
 from .alignment import Alignment
 from .base import require_weight
 from .codes import Table
-from .estimators import Estimator, straight_through
+from .estimators import Estimator, estimate, straight_through
 from .updates import Gradient
 from .vector import VectorQuantizer
 
@@ -49,9 +49,10 @@ class VariationalQuantizer(VectorQuantizer):
             over an image of 256 tokens.
         form: ``"paper"``, or ``"released"``: the mean is quantized in training as well, RCS has a
             gradient to std, and z_q = mean + std sg(eps) + q - sg q with eps = (q - mean) / std, so
-            that the decoder's gradient reaches mean, std and codes; the estimator is not used.
+            that the decoder's gradient reaches mean, std and codes; it has no other estimator.
         channel_dim: where z has its channels.
-        estimator: (z_c, nearest) -> quantized of the paper's form.
+        estimator: of the paper's form: (z_c, nearest) -> quantized, or an object like
+            `IndexBackprop`.
     """
 
     def __init__(
@@ -77,6 +78,10 @@ class VariationalQuantizer(VectorQuantizer):
         require_weight("kl_weight", kl_weight)
         if form not in FORMS:
             raise ValueError(f"form must be one of {FORMS}, got {form!r}")
+        if form == "released" and estimator is not straight_through:
+            raise ValueError(
+                f"form='released' has an estimator of its own, got estimator {estimator!r}"
+            )
         self.rcs_weight = rcs_weight
         self.kl_weight = kl_weight
         self.form = form
@@ -142,7 +147,8 @@ class VariationalQuantizer(VectorQuantizer):
         if self.alignment is not None:
             loss = loss + self.alignment(sampled, valid[:, 0], codes.clone())
         if self.form == "paper":
-            quantized = self.estimator(sampled, nearest.detach().to(mean.dtype))
+            own = nearest.detach().to(mean.dtype)
+            quantized = estimate(self.estimator, sampled, own, index, codes)
         else:
             moved = mean + (std * deviation.detach()).to(mean.dtype)
             quantized = straight_through(moved + (nearest - nearest.detach()), nearest.detach())

@@ -14,10 +14,15 @@ from .base import (
     UsageCounter,
     masked_mse,
     require_weight,
-    rowwise,
 )
 from .codes import Table
-from .estimators import Estimator, estimator_option, straight_through
+from .estimators import (
+    Estimator,
+    estimate,
+    estimator_option,
+    require_estimator,
+    straight_through,
+)
 from .updates import Gradient
 
 
@@ -33,7 +38,8 @@ class VectorQuantizer(Quantizer):
         alignment: what pulls the codes' distribution to the features; None for nothing.
         commitment: weight of the pull of the encoder to its codes (beta).
         channel_dim: where z has its channels: -1, or 1 for feature maps.
-        estimator: (z, nearest) -> quantized, through which the gradient reaches z in training.
+        estimator: through which the gradient reaches z in training: (z, nearest) -> quantized, or
+            an object like `IndexBackprop`.
     """
 
     def __init__(
@@ -52,6 +58,7 @@ class VectorQuantizer(Quantizer):
             raise ValueError(
                 f"alignment must be an Alignment, its config or None, got {alignment!r}"
             )
+        require_estimator(estimator)
         self.parametrisation = codes
         self.update = Gradient() if update is None else update
         self.update.attach(codes)
@@ -80,8 +87,9 @@ class VectorQuantizer(Quantizer):
         nearest = take_codes(codes, index)
         if not self.training:
             return nearest.to(rows.dtype), index, rows.new_zeros((), dtype=torch.float32)
-        loss = self._learn(rows, nearest, index, codes)
-        return self.estimator(rows, nearest.detach().to(rows.dtype)), index, loss
+        # Before the step, which may overwrite the codes.
+        quantized = self._estimate(rows, nearest.detach().to(rows.dtype), index, codes)
+        return quantized, index, self._learn(rows, nearest, index, codes)
 
     # What structures need of a part (structure.py): latents are [..., dim], an index [...].
 
@@ -94,8 +102,11 @@ class VectorQuantizer(Quantizer):
     def _take(self, codes: Tensor, index: Tensor) -> Tensor:
         return take_codes(codes, index)
 
-    def _estimate(self, latents: Tensor, nearest: Tensor) -> Tensor:
-        return rowwise(self.estimator, latents, nearest)
+    def _estimators(self) -> list[Estimator]:
+        return [self.estimator]
+
+    def _estimate(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: Tensor) -> Tensor:
+        return estimate(self.estimator, latents, nearest, index, codes)
 
     def _learn(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: Tensor) -> Tensor:
         rows, nearest = latents.reshape(-1, self.dim), nearest.reshape(-1, self.dim)
