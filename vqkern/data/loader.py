@@ -92,7 +92,9 @@ class Loader:
             raise ValueError(f"sampler: made for {sampler.length} images, there are {len(images)}")
         rejected = images.source.rejected
         self.images, self.sampler, self.workers = images, sampler, workers
-        self.quarantine = quarantine or Quarantine(len(images) + len(rejected))
+        if quarantine is None:
+            quarantine = Quarantine(len(images) + len(rejected))
+        self.quarantine = quarantine
         self.quarantine.add(rejected)
 
     def __iter__(self) -> Iterator[Batch]:

@@ -115,15 +115,31 @@ def _slice_count(path: Path, max_voxels: int) -> int:
 def _open_array(path: Path, max_voxels: int) -> np.ndarray:
     """The array, mapped and not read; arrays of objects would need pickle and are refused."""
     try:
-        array = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, OverflowError, EOFError, SyntaxError, TypeError) as error:
+        with open(path, "rb") as file:
+            version = np.lib.format.read_magic(file)
+            if version not in ((1, 0), (2, 0)):
+                raise ValueError(f"format version {version}, expected (1, 0) or (2, 0)")
+            read = f"read_array_header_{version[0]}_0"
+            shape, fortran, dtype = getattr(np.lib.format, read)(file)
+            offset, size = file.tell(), path.stat().st_size
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects")
+        # Before NumPy multiplies them in 64 bits, where they can wrap round.
+        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size - offset:
+            raise ValueError(f"shape {list(shape)} needs more bytes than the file has")
+        _check_size(path, shape, max_voxels)
+        order = "F" if fortran else "C"
+        empty = not math.prod(shape)  # nothing can be mapped then
+        array = (
+            np.empty(shape, dtype) if empty else np.memmap(path, dtype, "r", offset, shape, order)
+        )
+    except (ValueError, OverflowError, EOFError, SyntaxError, TypeError, RecursionError) as error:
         raise ValueError(f"volume {str(path)!r} cannot be read: {_one_line(error)}") from error
     if array.ndim != 3 or array.dtype.kind not in "iuf" or not array.size:
         raise ValueError(
             f"volume {str(path)!r} is {array.dtype} {list(array.shape)}, "
             f"expected numbers [slices, height, width]"
         )
-    _check_size(path, array.shape, max_voxels)
     return array
 
 
@@ -142,7 +158,9 @@ def _read_header(file, path: Path, max_voxels: int):
         ) from error
     try:
         block = file.read(HEADER_BYTES)
-        header = nibabel.Nifti1Header.from_fileobj(io.BytesIO(block), check=True)
+        header = nibabel.Nifti1Header.from_fileobj(io.BytesIO(block), check=False)
+        if header["sizeof_hdr"].item() != HEADER_BYTES:
+            raise ValueError(f"its size is {header['sizeof_hdr']}, expected {HEADER_BYTES}")
         orientation = nibabel.io_orientation(header.get_best_affine())
         offset, dtype = float(header["vox_offset"]), header.get_data_dtype()
     except MemoryError:
