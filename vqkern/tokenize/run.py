@@ -51,6 +51,8 @@ def tokenize(
         raise ValueError(
             f"batch_size and shard_size: got {batch_size} and {shard_size}, expected >= 1"
         )
+    if images.crop.is_random:
+        raise ValueError(f"images: the crop {images.crop.name!r} is random, expected a fixed one")
     codes = _codebook_size(tokenizer.quantizer)
     writer = TokenWriter(
         out,
