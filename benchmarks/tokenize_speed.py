@@ -12,6 +12,7 @@ the encoder's latents on half of the images, as they are after training.
 import argparse
 import csv
 import statistics
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -27,10 +28,14 @@ from vqkern.tokenize import tokenize
 from vqkern.tokenizers import ConvConfig, build_tokenizer
 
 SIZE = 256
+# The last two have the convolutions of the public tokenizers' encoders (LlamaGen VQ-16, VAR, LDM:
+# 128 channels times 1, 1, 2, 2, 4, two blocks a scale), without their attention.
+PUBLIC = {"shuffle": 1, "widths": (128, 128, 256, 256, 512), "blocks": (2,) * 5, "groups": 32}
 ENCODERS = {
-    "small f8": ConvConfig(latent_dim=8),
-    "f16, 8 channels": ConvConfig(8, 4, (128, 256, 512), (2, 2, 2), 32),
-    "f16, 16 channels": ConvConfig(16, 4, (128, 256, 512), (2, 2, 2), 32),
+    "demo f8": ConvConfig(latent_dim=8),
+    "quarter f16": ConvConfig(16, 4, (128, 256, 512), (2, 2, 2), 32),
+    "public f16, 8 channels": ConvConfig(8, **PUBLIC),
+    "public f16, 16 channels": ConvConfig(16, **PUBLIC),
 }
 
 
@@ -98,7 +103,7 @@ def measure(tokenizer, batch, images: CroppedImages, scratch: Path, args) -> dic
     repeats = len(images) // len(batch)
     encoder, whole = [], []
     tokenizer.encode(batch)
-    for number in range(args.rounds):
+    for _ in range(args.rounds):
         start = time.perf_counter()
         for _ in range(repeats):
             tokenizer.latent(batch)
@@ -134,7 +139,7 @@ def measure(tokenizer, batch, images: CroppedImages, scratch: Path, args) -> dic
 
 
 def write(path: Path, rows: list[dict], args) -> None:
-    place = environment(Case("nearest_code", 1, 1, 1))
+    place = environment(Case("nearest_code", 1, 1, 1), commit())
     rows = [{**row, "threads": args.threads, **place} for row in rows]
     mode = "a" if args.append and path.exists() else "w"
     with open(path, mode, newline="", encoding="utf-8") as file:
@@ -142,6 +147,12 @@ def write(path: Path, rows: list[dict], args) -> None:
         if mode == "w":
             writer.writeheader()
         writer.writerows(rows)
+
+
+def commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    return run.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":
