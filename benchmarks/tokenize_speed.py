@@ -1,6 +1,6 @@
 """`vqkern tokenize` against its encoder alone, in turns, in one process.
 
-    python benchmarks/tokenize_speed.py            # results/tokenize_<device>.csv
+    python benchmarks/tokenize_speed.py            # adds its rows to results/tokenize_cpu.csv
 
 The encoder alone gets one float batch that is in memory already, again and again. The whole run
 decodes, crops, encodes, quantizes and writes shards, its workers' start included. Images are crops
@@ -50,10 +50,8 @@ def main() -> None:
     parser.add_argument("--data", nargs="*", default=["packed", "jpeg"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", default="benchmarks/results/tokenize_cpu.csv")
-    parser.add_argument("--append", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    rows = []
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
         sources = make_images(Path(scratch), args.images)
         for name in args.encoders:
@@ -62,8 +60,7 @@ def main() -> None:
                 for kind in args.data:
                     row = measure(tokenizer, batch, sources[kind], Path(scratch), args)
                     print(name, codes, kind, row, flush=True)
-                    rows.append({"encoder": name, "codes": codes, "data": kind, **row})
-    write(Path(args.out), rows, args)
+                    write(Path(args.out), {"encoder": name, "codes": codes, "data": kind, **row})
 
 
 def make_images(folder: Path, count: int) -> dict[str, CroppedImages]:
@@ -138,15 +135,15 @@ def measure(tokenizer, batch, images: CroppedImages, scratch: Path, args) -> dic
     }
 
 
-def write(path: Path, rows: list[dict], args) -> None:
-    place = environment(Case("nearest_code", 1, 1, 1), commit())
-    rows = [{**row, "threads": args.threads, **place} for row in rows]
-    mode = "a" if args.append and path.exists() else "w"
-    with open(path, mode, newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        if mode == "w":
+def write(path: Path, row: dict) -> None:
+    """Appends a row, so that a measurement that is stopped leaves what it has."""
+    row |= {"threads": torch.get_num_threads(), **environment(Case(1, 1, 1), commit())}
+    new = not path.exists()
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(row))
+        if new:
             writer.writeheader()
-        writer.writerows(rows)
+        writer.writerow(row)
 
 
 def commit() -> str:

@@ -165,7 +165,7 @@ def test_the_command_packs_and_checks(tmp_path, capsys):
     assert cli.main(arguments) == 0
     captured = capsys.readouterr()
     assert "4 images in 3 shards" in captured.out
-    assert "1 damaged images were left out" in captured.err and "001.png" in captured.err
+    assert "1 damaged image was left out" in captured.err and "001.png" in captured.err
     assert cli.main(["data", "check", str(tmp_path / "out")]) == 0
     assert "4 images in 3 shards, all as indexed" in capsys.readouterr().out
     assert Image.open(tmp_path / "in" / "class0" / "000.png").size == (40, 32)

@@ -125,11 +125,22 @@ def test_the_command_names_damage_and_the_tokenizer(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+# The command with an encoder that leaves time to be killed.
+SLOW = """
+import sys, time
+from vqkern import cli
+from vqkern.tokenizers import Tokenizer
+encode = Tokenizer.encode
+Tokenizer.encode = lambda self, images: (time.sleep(0.05), encode(self, images))[1]
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
 def test_a_killed_run_gives_the_same_bytes(tmp_path):
     """SIGKILL while the second shard or a later one is being made, then the same command again."""
     fill_folder(tmp_path / "in", 160, damaged=(3, 41))
     line = command(tmp_path, tmp_path / "out", "--workers", "1", "--threads", "1")
-    process = subprocess.Popen([sys.executable, "-m", "vqkern.cli", *line])
+    process = subprocess.Popen([sys.executable, "-c", SLOW, *line])
     deadline = time.monotonic() + 60
     while not (tmp_path / "out" / "tokens-00001.npy").exists() and time.monotonic() < deadline:
         time.sleep(0.001)

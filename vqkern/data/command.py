@@ -52,24 +52,21 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "check":
         return _check(args.data)
     from vqkern.data import Crop, CroppedImages, open_source
-    from vqkern.data.pack import pack
+    from vqkern.data.pack import INDEX_FILE, pack
 
     images = CroppedImages(open_source(args.data), Crop(args.crop, args.size))
     index = pack(images, args.out, args.shard_size, args.max_damaged, args.workers)
     count = sum(entry["images"] for entry in index["shards"])
     print(f"{count} images in {len(index['shards'])} shards in {args.out}")
-    if index["damaged"]:
-        report_damage(index["damaged"])
+    report_damage(index["damaged"], str(Path(args.out) / INDEX_FILE))
     return 0
 
 
-def report_damage(damaged: list[dict], limit: int = 10) -> None:
-    """Names the first damaged images on stderr."""
-    print(f"{len(damaged)} damaged images were left out:", file=sys.stderr)
-    for entry in damaged[:limit]:
-        print(f"  {entry['reason']}", file=sys.stderr)
-    if len(damaged) > limit:
-        print(f"  and {len(damaged) - limit} more", file=sys.stderr)
+def report_damage(damaged: list[dict], where: str) -> None:
+    """Says on stderr how many images were left out, and which file names them."""
+    if damaged:
+        noun = "image was" if len(damaged) == 1 else "images were"
+        print(f"{len(damaged)} damaged {noun} left out, see {where}", file=sys.stderr)
 
 
 def _check(folder: str) -> int:

@@ -6,6 +6,7 @@ images. The same source and settings give the same bytes, wherever a run was sto
 
 import io
 import os
+import sys
 import tarfile
 from pathlib import Path
 
@@ -73,7 +74,8 @@ def pack(
                     for _ in range(min(shard_size, len(images) - first)):
                         name, content = next(encoded)
                         if isinstance(content, str):
-                            quarantine.add([Damage(name, content)])
+                            for damage in quarantine.add([Damage(name, content)]):
+                                bar.write(damage.reason, file=sys.stderr)
                         else:
                             member = tarfile.TarInfo(name + ".png")
                             member.size = len(content)

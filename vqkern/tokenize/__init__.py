@@ -4,9 +4,10 @@ A run that was stopped goes on where it was; damaged images are left out and nam
 """
 
 import argparse
+from pathlib import Path
 
 from vqkern.tokenize.run import tokenize, tokenizer_files
-from vqkern.tokenize.shards import TokenWriter, read_manifest, read_tokens
+from vqkern.tokenize.shards import MANIFEST_FILE, TokenWriter, read_manifest, read_tokens
 
 __all__ = [
     "TokenWriter",
@@ -64,8 +65,7 @@ def run(args: argparse.Namespace) -> int:
     )
     shape = " x ".join(map(str, manifest["index_shape"] or []))
     print(f"{manifest['images']} images of {shape} tokens in {args.out}")
-    if manifest["damaged"]:
-        report_damage(manifest["damaged"])
+    report_damage(manifest["damaged"], str(Path(args.out) / MANIFEST_FILE))
     if manifest["not_finite"]:
         print(f"{manifest['not_finite']} tokens are -1: their latents are not finite")
     return 0

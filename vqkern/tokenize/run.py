@@ -1,5 +1,6 @@
 """Images of a source to token shards: workers decode while the encoder runs."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,14 +74,14 @@ def tokenize(
     quarantine.add(images.source.rejected)
     device = next(tokenizer.parameters()).device
     done = min(writer.finished * shard_size, len(images))
-    numbers = list(_batches(done, len(images), batch_size, shard_size))
+    extent = (done, len(images), batch_size, shard_size)
     index: list[np.ndarray] = []
     names: list[str] = []
     with progress_bar(len(images), done, "image") as bar:
-        loaded = ordered_batches(images, numbers, workers)
-        for asked, batch in zip(numbers, loaded, strict=True):
+        loaded = ordered_batches(images, _batches(*extent), workers)
+        for asked, batch in zip(_batches(*extent), loaded, strict=True):
             for damage in quarantine.add(batch.damaged):
-                bar.write(damage.reason)
+                bar.write(damage.reason, file=sys.stderr)
             if batch.names:
                 pixels = to_float(batch.images.to(device, non_blocking=True))
                 index.append(tokenizer.encode(pixels).cpu().numpy())
