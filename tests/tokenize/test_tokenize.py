@@ -139,7 +139,7 @@ sys.exit(cli.main(sys.argv[1:]))
 def test_a_killed_run_gives_the_same_bytes(tmp_path):
     """SIGKILL while the second shard or a later one is being made, then the same command again."""
     fill_folder(tmp_path / "in", 160, damaged=(3, 41))
-    line = command(tmp_path, tmp_path / "out", "--workers", "1", "--threads", "1")
+    line = command(tmp_path, tmp_path / "out", "--workers", "1", "--max-damaged", "0.02")
     process = subprocess.Popen([sys.executable, "-c", SLOW, *line])
     deadline = time.monotonic() + 60
     while not (tmp_path / "out" / "tokens-00001.npy").exists() and time.monotonic() < deadline:
@@ -155,7 +155,7 @@ def test_a_killed_run_gives_the_same_bytes(tmp_path):
     for entry in read_manifest(tmp_path / "out")["shards"][:finished]:
         path = tmp_path / "out" / entry["file"]
         assert path.stat().st_mtime_ns == before[path.name]  # kept, not made again
-    assert cli.main(command(tmp_path, tmp_path / "whole")) == 0
+    assert cli.main(command(tmp_path, tmp_path / "whole", "--max-damaged", "0.02")) == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert len(rows(tmp_path / "out")[0]) == 158
 
