@@ -1,4 +1,4 @@
-"""Hostile archives, images and folders: each refused or quarantined with a clear error, without harm."""
+"""Hostile archives, images and folders: each refused or quarantined, clearly and without harm."""
 
 import gzip
 import io
