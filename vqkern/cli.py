@@ -41,6 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_info(commands)
     _add_module(commands, "demo", "vqkern.demo", "make a large-codebook tokenizer from photographs")
+    tokenize = "encode a folder of images into token shards"
+    _add_module(commands, "tokenize", "vqkern.tokenize", tokenize)
+    _add_module(commands, "data", "vqkern.data.command", "crop and pack images into tar shards")
     _add_module(commands, "bench", "vqkern.bench", "time nearest_code against its peers here")
     return parser
 
