@@ -80,7 +80,8 @@ TILES = {
         Tile(64, 128, 256, 8, 1, True),
     ),
 }
-WIDE_TILE = Tile(64, 128, 64, 8, 3, False)
+# Two stages: with three, Triton 3.6 compiles the loop over channels to wrong sums on an H100.
+WIDE_TILE = Tile(64, 128, 64, 8, 2, False)
 
 
 @triton.jit
