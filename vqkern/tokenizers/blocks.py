@@ -53,7 +53,8 @@ class AttnBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         # Positions of a channels_last map are rows already: no copy.
-        rows = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(batch, 1, -1, 3 * channels)
+        rows = self.qkv(self.norm(x)).permute(0, 2, 3, 1)
+        rows = rows.reshape(batch, 1, height * width, 3 * channels)
         query, key, value = rows.chunk(3, dim=-1)
         mixed = F.scaled_dot_product_attention(query, key, value)
         mixed = mixed.reshape(batch, height, width, channels).permute(0, 3, 1, 2)

@@ -137,6 +137,8 @@ def looks_like(names: Iterable[str]) -> str | None:
     def has(pattern: str) -> bool:
         return any(re.match(pattern, name) for name in names)
 
+    if has(r"quantizer\."):
+        return "vqkern's own: from_pretrained reads it"
     if has(r"quantize\.quant_resi\.qresi_ls\.") or has(r"encoder\.(down\.\d+|mid)\.attn.*\.qkv\."):
         return "'var'"
     if has(r"encoder\.conv_blocks\."):
@@ -149,8 +151,6 @@ def looks_like(names: Iterable[str]) -> str | None:
         if has(r"quantize\.embedding\."):
             return "'ldm-vq-f16' or 'taming-vqgan', which have the same keys"
         return "'ldm-kl-f16'"
-    if has(r"quantizer\."):
-        return "vqkern's own: from_pretrained reads it"
     if has(r"encoder\.(down_blocks|mid_block)\."):
         return "a diffusers model, which is not among the formats"
     return None
@@ -193,6 +193,8 @@ def _multi_scale(shapes: Shapes, patch_sizes: tuple[int, ...] | None) -> dict:
     numbers = [
         key for key in shapes if re.fullmatch(r"quantize\.quant_resi\.qresi_ls\.\d+\.weight", key)
     ]
+    if not numbers:
+        raise Unlike("no convolutions between scales")
     options = {"patch_sizes": sizes, "convolutions": len(numbers)}
     return {**_table(shapes, None), "name": "vanilla_var", **options}
 
@@ -215,6 +217,13 @@ def _bridged(shapes: Shapes, patch_sizes: tuple[int, ...] | None) -> dict:
         "init": "uniform",
         "start": "zero",
     }
+
+
+# Of a public file, for what these functions read; stands in where a file has no such keys.
+PUBLIC_SHAPES: Shapes = {
+    "quantize.embedding.weight": (4096, VQGANConfig.latent_dim),
+    **{f"quantize.quant_resi.qresi_ls.{n}.weight": (8, 8, 3, 3) for n in range(4)},
+}
 
 
 def _keys(*pairs: tuple[str, str]) -> Callable[[Iterable[str]], list[tuple[str, str]]]:

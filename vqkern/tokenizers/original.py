@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -58,15 +58,36 @@ def from_original(
         stored = files.list_safetensors(path)
     else:
         stored = files.list_pickle(path, form.wrappers)
+    config, options, ours = plan(form, path, stored, patch_sizes)
+    return assemble(path, config, options, ours, original=form.name)
+
+
+def plan(
+    form: Format,
+    path: Path,
+    stored: Mapping[str, Stored],
+    patch_sizes: tuple[int, ...] | None = None,
+) -> tuple[VQGANConfig, dict | None, Callable[[Mapping[str, Tensor]], dict[str, Stored]]]:
+    """What a file of a format holds, before anything of it is read.
+
+    Returns:
+        Sizes of the networks, options of the quantizer (None without one), and a function from a
+        tokenizer's state dict, which may be on "meta", to the file's tensors under its names. The
+        function raises ValueError where they are not the file's.
+    """
     kept = {
         name: tensor
         for name, tensor in stored.items()
         if not any(re.fullmatch(pattern, name) for pattern in form.dropped)
     }
     hint = _hint(form, kept)
-    config, options = _sizes(form, {name: t.shape for name, t in stored.items()}, patch_sizes)
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
+    try:
+        config, options = _sizes(form, shapes, patch_sizes)
+    except ValueError as error:
+        raise ValueError(f"tokenizer file {str(path)!r}: {error}{hint}") from error
 
-    def ours(expected: dict[str, Tensor]) -> dict[str, Stored]:
+    def ours(expected: Mapping[str, Tensor]) -> dict[str, Stored]:
         theirs = {
             name: part
             for key, tensor in expected.items()
@@ -75,10 +96,7 @@ def from_original(
         files.compare(path, kept, theirs, hint)
         return {key: _joined(form, config, key, expected, kept) for key in expected}
 
-    try:
-        return assemble(path, config, options, ours, original=form.name)
-    except _Sizes as error:
-        raise ValueError(f"tokenizer file {str(path)!r}: {error}{hint}") from error
+    return config, options, ours
 
 
 def to_original(tokenizer: Tokenizer, path: str | Path, format: str | None = None) -> None:
@@ -141,10 +159,6 @@ def _format(name: str | None) -> Format:
     return FORMATS[name]
 
 
-class _Sizes(ValueError):
-    """The keys fit a network, and yet the shapes do not say which."""
-
-
 def _sizes(
     form: Format, shapes: dict[str, tuple[int, ...]], patch_sizes: tuple[int, ...] | None
 ) -> tuple[VQGANConfig, dict | None]:
@@ -155,8 +169,7 @@ def _sizes(
         options = form.quantizer and form.quantizer(shapes, patch_sizes)
     except formats.Unlike:
         config = VQGANConfig(variational=form.variational)
-        public = {"quantize.embedding.weight": (4096, config.latent_dim)}
-        options = form.quantizer and form.quantizer(public, (1,) if patch_sizes is None else None)
+        options = form.quantizer and form.quantizer(formats.PUBLIC_SHAPES, None)
     return config, options and {**options, "channel_dim": 1}
 
 

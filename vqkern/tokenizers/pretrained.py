@@ -61,7 +61,7 @@ def from_pretrained(folder: str | Path) -> Tokenizer:
     described = _read_config(config_path)
     stored = files.list_safetensors(weights_path)
 
-    def checked(expected: dict[str, Tensor]) -> Mapping[str, Stored]:
+    def checked(expected: Mapping[str, Tensor]) -> Mapping[str, Stored]:
         files.compare(weights_path, stored, expected)
         return stored
 
@@ -86,7 +86,7 @@ def assemble(
     path: Path,
     config: Config,
     quantizer_options: dict | None,
-    checked: Callable[[dict[str, Tensor]], Mapping[str, Stored]],
+    checked: Callable[[Mapping[str, Tensor]], Mapping[str, Stored]],
     *,
     original: str | None,
     config_path: Path | None = None,
@@ -103,18 +103,12 @@ def assemble(
         config_path: the file that the sizes are from.
     """
     try:
-        with torch.device("meta"):
-            networks = nn.ModuleDict(
-                zip(("encoder", "decoder"), build_networks(config), strict=True)
-            )
-            if quantizer_options is not None:
-                networks["quantizer"] = build_quantizer(**quantizer_options)
-                check_fits(config, networks["quantizer"])
+        networks = on_meta(config, quantizer_options)
     # RuntimeError: sizes whose product is more than an int64 holds.
     except (TypeError, ValueError, RuntimeError) as error:
         named = path if config_path is None else config_path
         raise ValueError(f"tokenizer file {str(named)!r}: {error}") from error
-    stored = checked(dict(networks.state_dict(keep_vars=True)))
+    stored = checked(networks.state_dict(keep_vars=True))
     quantizer = None
     if quantizer_options is not None:
         # Built in memory: its buffers outside the state dict hold values. What it draws is dropped.
@@ -124,6 +118,17 @@ def assemble(
     tokenizer = Tokenizer(config, encoder, quantizer, decoder, original=original)
     files.fill(path, tokenizer, stored)
     return tokenizer.eval()
+
+
+def on_meta(config: Config, quantizer_options: dict | None) -> nn.ModuleDict:
+    """A tokenizer's modules without memory: "encoder", "decoder" and, with options, "quantizer"."""
+    with torch.device("meta"):
+        encoder, decoder = build_networks(config)
+        networks = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
+        if quantizer_options is not None:
+            networks["quantizer"] = build_quantizer(**quantizer_options)
+            check_fits(config, networks["quantizer"])
+    return networks
 
 
 def _read_config(path: Path) -> dict:

@@ -104,8 +104,9 @@ class Tokenizer(nn.Module):
                 that a multi-scale quantizer is not made for.
         """
         self._require_quantizer("encode")
+        latent = self._any_size(images, tiles)
         with self._exact():
-            return self.quantizer.encode(self._any_size(images, tiles))
+            return self.quantizer.encode(latent)
 
     def decode(
         self,
