@@ -5,6 +5,7 @@ Weights are stored as int8 times a power of two, or follow from a seed; both are
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import zlib
@@ -14,6 +15,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from vqkern import build_quantizer
+from vqkern.tokenizers import VQGANConfig, build_tokenizer
 
 DATA = Path(__file__).parent / "data" / "tokenizers"
 
@@ -68,3 +72,20 @@ def drawn(key: str, shape: list[int], seed: int) -> Tensor:
     else:
         values = 1 + values * 2.0**-10
     return values * 2.0**-9 if key.startswith("encoder.conv_in.") else values
+
+
+# What tests about files, not numbers, write and read.
+TINY = VQGANConfig(
+    latent_dim=8, z_channels=8, width=32, multipliers=(1, 2), attention=(1,), blocks=1
+)
+
+
+def tiny_file(path: Path, name: str) -> Path:
+    """A public file of a tiny tokenizer."""
+    kernel = 3 if name == "var" else 1
+    config = dataclasses.replace(TINY, quant_kernel=kernel, variational=name == "ldm-kl-f16")
+    preset = {"var": "vanilla_var", "llamagen": "vanilla_sphere", "ldm-kl-f16": None}
+    preset = preset.get(name, "vanilla")
+    q = preset and build_quantizer(preset, dim=8, codebook_size=16, channel_dim=1)
+    build_tokenizer(config, q).to_original(path, name)
+    return path

@@ -84,6 +84,13 @@ class Blur(nn.Module):
         return self.conv(x)
 
 
+class Copy(nn.Module):
+    """In the place of a norm: what comes after may write over what it gives."""
+
+    def forward(self, x):
+        return x.clone()
+
+
 @pytest.mark.parametrize("length", [(40, 40), (33, 52), (8, 21)], ids=str)
 @pytest.mark.parametrize("size", [8, 16, 64])
 def test_with_the_whole_reach_in_the_halo_tiles_are_the_whole(length, size):
@@ -126,8 +133,8 @@ def test_tiles_of_a_network_without_norms_are_exact_and_with_them_near():
     for part in (t.encoder, t.decoder):
         part.mid.attn_1 = nn.Identity()
         for block in [m for m in part.modules() if isinstance(m, ResBlock)]:
-            block.norm1 = block.norm2 = nn.Identity()
-        part.norm_out = nn.Identity()
+            block.norm1 = block.norm2 = Copy()
+        part.norm_out = Copy()
     latent = t.latent(x)
     with torch.no_grad():
         tiled = in_tiles(t._encoded, x, 32, 32, into=1, out_of=4)

@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizer_cases import CASES, case, drawn, manifests
+from tokenizer_cases import CASES, TINY, case, drawn, manifests, tiny_file
 
 from vqkern import build_quantizer
 from vqkern.tokenizers import (
     FORMATS,
     Tokenizer,
-    VQGANConfig,
     build_tokenizer,
     from_original,
     from_pretrained,
@@ -20,10 +19,6 @@ from vqkern.tokenizers import (
 from vqkern.tokenizers.files import Stored
 from vqkern.tokenizers.original import plan
 from vqkern.tokenizers.pretrained import on_meta
-
-TINY = VQGANConfig(
-    latent_dim=8, z_channels=8, width=32, multipliers=(1, 2), attention=(1,), blocks=1
-)
 
 
 def relative(result, truth):
@@ -194,17 +189,6 @@ def test_what_a_format_cannot_hold_is_named(tmp_path, name, quantizer, message):
     with pytest.raises(ValueError, match=message):
         t.to_original(tmp_path / "t.pt", name)
     assert not list(tmp_path.iterdir())
-
-
-def tiny_file(path: Path, name: str) -> Path:
-    """A public file of a tiny tokenizer."""
-    kernel = 3 if name == "var" else 1
-    config = dataclasses.replace(TINY, quant_kernel=kernel, variational=name == "ldm-kl-f16")
-    preset = {"var": "vanilla_var", "llamagen": "vanilla_sphere", "ldm-kl-f16": None}
-    preset = preset.get(name, "vanilla")
-    q = preset and build_quantizer(preset, dim=8, codebook_size=16, channel_dim=1)
-    build_tokenizer(config, q).to_original(path, name)
-    return path
 
 
 LIKE = {

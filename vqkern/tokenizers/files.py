@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -65,11 +66,11 @@ def list_pickle(path: Path, wrappers: Iterable[str]) -> dict[str, Stored]:
             or holds no state dict.
     """
     _require_file(path)
-    with path.open("rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"
+    _check_archive(path)
     try:
-        # Mapped, a file's tensors cost memory as they are copied; the format before zip cannot be.
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        # Not mapped into memory: a mapped file's tensors are cut out of it without looking whether
+        # the archive's members are as long as they.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{_file(path)} is refused: only tensors and plain containers are read from a pickle, "
@@ -162,6 +163,24 @@ def _check_header(path: Path) -> None:
     if length > LARGEST_HEADER:
         raise ValueError(
             f"{_file(path)} cannot be read: a header of {length} bytes, more than {LARGEST_HEADER}"
+        )
+
+
+def _check_archive(path: Path) -> None:
+    """What torch.save writes is a zip of members as they are; packed ones could be of any size."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return  # the format before zip: torch reads it or says that it is not
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{_file(path)} cannot be read: {_one_line(error)}") from error
+    packed = [m.filename for m in members if m.compress_type != zipfile.ZIP_STORED]
+    if packed or sum(member.file_size for member in members) > path.stat().st_size:
+        raise ValueError(
+            f"{_file(path)} cannot be read: its members have more bytes than the file, expected a "
+            f"file by torch.save, which packs none"
         )
 
 
