@@ -228,7 +228,7 @@ def expanded(state):
 def view_past_its_storage(state):
     class Rebuild:
         def __reduce__(self):
-            storage = torch.zeros(4).storage()
+            storage = torch.zeros(4)._typed_storage()
             return torch._utils._rebuild_tensor_v2, (
                 storage,
                 2**40,

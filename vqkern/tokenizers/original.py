@@ -235,13 +235,10 @@ def _writable(form: Format, quantizer: nn.Module | None) -> nn.Module | None:
         )
     codes = inner.parametrisation
     bridged = form.name == "fvq" and type(codes) is VQBridge and codes.variant != "paper"
-    if bridged and type(codes.embedding) is Table:
-        return quantizer
-    return (
-        quantizer
-        if type(codes) is Table and not list(inner.update.buffers())
-        else (quantizer.fold())
-    )
+    as_it_is = bridged and type(codes.embedding) is Table or type(codes) is Table
+    # What moves codes, as the averages of EMA, has no place in these formats; folding drops it.
+    moved = [key for key in inner.state_dict() if not key.startswith("parametrisation.")]
+    return quantizer if as_it_is and not moved else quantizer.fold()
 
 
 def _statistics(form: Format, quantizer: nn.Module | None) -> dict[str, Tensor]:

@@ -271,8 +271,7 @@ class Tokenizer(nn.Module):
 
     def _taken(self, encoded: Tensor) -> Tensor:
         """The channels of it that the quantizer takes."""
-        dim = self.config.latent_dim
-        takes = dim if self.quantizer is None else self.quantizer.in_channels
+        takes = getattr(self.quantizer, "in_channels", self.config.latent_dim)
         return encoded[:, :takes]
 
     def _any_size(self, images: Tensor, tiles: Tiles | None) -> Tensor:
@@ -335,10 +334,11 @@ def check_fits(config: Config, quantizer: nn.Module | None) -> None:
         raise ValueError(
             f"quantizer: takes {dim} channels, expected the encoder's {config.latent_dim}"
         )
-    if quantizer.in_channels not in (dim, config.latent_channels):
+    takes = getattr(quantizer, "in_channels", dim)
+    if takes not in (dim, config.latent_channels):
         raise ValueError(
-            f"quantizer: takes means and log-variances, {quantizer.in_channels} channels; the "
-            f"encoder gives {config.latent_channels}, it is not variational"
+            f"quantizer: takes means and log-variances, {takes} channels; the encoder gives "
+            f"{config.latent_channels}, it is not variational"
         )
     channel_dim = getattr(quantizer, "channel_dim", None)
     if channel_dim != 1:
