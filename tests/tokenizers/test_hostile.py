@@ -24,6 +24,7 @@ from vqkern import build_quantizer
 from vqkern.tokenizers import build_tokenizer, from_original, from_pretrained
 
 MARK = "VQKERN_CODE_RAN"
+pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 
 
 class Runs:
@@ -141,6 +142,16 @@ SAFETENSORS = {
     "key renamed": renamed(BIAS, "encoder.conv_in.biased"),
     "key a path": renamed(BIAS, "../../encoder.conv_in.bias"),
     "key of a million letters": renamed(BIAS, "k" * 10**6),
+    "a hundred thousand keys": lambda h, d: whole(
+        {
+            **h,
+            **{
+                f"encoder.conv_blocks.{n}.x": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+                for n in range(100000)
+            },
+        },
+        d,
+    ),
     "levels by the thousand": renamed(BIAS, "decoder.conv_blocks.9999.res.0.norm1.bias"),
 }
 

@@ -55,7 +55,8 @@ def network_config(form: Format, shapes: Shapes) -> VQGANConfig:
         Unlike: the keys that tell are not there.
         ValueError: they do not make a network.
     """
-    own = {to_our_key(form, key, level_count(form, shapes)): shape for key, shape in shapes.items()}
+    count = level_count(form, shapes)
+    own = {to_our_key(form, key, count): shape for key, shape in shapes.items()}
     moments = 2 if form.variational else 1
     # Of attention, `norm` is the part that all layouts have.
     levels, attention = set(), set()
