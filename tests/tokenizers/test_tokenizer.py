@@ -59,17 +59,23 @@ def test_another_factor():
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
-        (torch.zeros(1, 3, 12, 16), ValueError, "12 x 16 are not multiples of 8"),
-        (torch.zeros(1, 3, 0, 16), ValueError, "multiples of 8"),
-        (torch.zeros(1, 1, 16, 16), ValueError, r"\[B, 3, H, W\], got \[1, 1, 16, 16\]"),
+        (torch.zeros(1, 3, 0, 16), ValueError, r"sides of at least 1, got \[1, 3, 0, 16\]"),
+        (torch.zeros(1, 1, 16, 16), ValueError, r"\[B, 3, H, W\] .* got \[1, 1, 16, 16\]"),
         (torch.zeros(3, 16, 16), ValueError, r"\[B, 3, H, W\]"),
         (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), TypeError, "uint8"),
         ("photo.png", TypeError, "str"),
     ],
 )
 def test_bad_images_are_named(bad, error, message):
-    with pytest.raises(error, match=f"images: .*{message}"):
-        tokenizer().encode(bad)
+    for call in (tokenizer().encode, tokenizer().latent, tokenizer().reconstruct):
+        with pytest.raises(error, match=f"images: .*{message}"):
+            call(bad)
+
+
+def test_training_asks_for_sides_that_fit():
+    for call in (tokenizer().latent, tokenizer()):
+        with pytest.raises(ValueError, match="images: .*12 x 16 are not multiples of 8"):
+            call(torch.zeros(1, 3, 12, 16))
 
 
 def test_standardisation_is_fixed_in_eval_mode_and_the_batchs_in_training():
@@ -191,11 +197,11 @@ DAMAGE = {
     ),
     "tensor gone": (
         lambda d: edit_tensors(d, lambda t: t.pop("decoder.linear.0.bias")),
-        "decoder.linear.0.bias' is missing",
+        "missing keys 'decoder.linear.0.bias'",
     ),
     "tensor too many": (
         lambda d: edit_tensors(d, lambda t: t.update(x=torch.zeros(1))),
-        "'x' is not expected",
+        "unexpected keys 'x'",
     ),
     "another shape": (
         lambda d: edit_tensors(d, lambda t: t.update({"decoder.linear.0.bias": torch.zeros(3)})),

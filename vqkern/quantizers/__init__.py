@@ -11,6 +11,7 @@ from .kmeans import kmeans
 from .multiscale import MultiScale
 from .presets import PRESETS, build_quantizer
 from .product import Groups, Halves, Product, default_keep_probabilities
+from .projected import Projected
 from .residual import Residual
 from .scalar import BSQ, FSQ, LFQ
 from .sphere import Spherical
@@ -37,6 +38,7 @@ __all__ = [
     "PRESETS",
     "PriorWasserstein",
     "Product",
+    "Projected",
     "QuantizeResult",
     "Quantizer",
     "Residual",

@@ -14,6 +14,7 @@ from .bridge import VQBridge
 from .codes import MLP5, Linear, Table
 from .compose import CODEBOOK_FREE, STRUCTURES, mgvq_options
 from .estimators import Estimator, build_estimator, estimator_option
+from .projected import WRAPPERS
 from .updates import EMA, Gradient, Online, Revival
 from .variational import VariationalQuantizer
 from .vector import VectorQuantizer
@@ -219,13 +220,17 @@ PRESETS: dict[str, Callable[..., Quantizer]] = {
 }
 
 
+_SUFFIXES = {**STRUCTURES, **WRAPPERS}
+
+
 def build_quantizer(name: str, *, dim: int, codebook_size: int, **options) -> Quantizer:
     """A quantizer by name.
 
     Args:
         name: one of `PRESETS`, ``mgvq``, or without a codebook ``fsq``, ``lfq``, ``bsq``. After any
             but ``mgvq``, structures from the inside out: ``_halves``, ``_vp2``, ``_groups``,
-            ``_rq``, ``_var``, ``_sphere`` (``mmd_var``, ``vanilla_vp2_halves``).
+            ``_rq``, ``_var``, ``_sphere`` (``mmd_var``, ``vanilla_vp2_halves``); and ``_projected``
+            after everything else, for projectors around it.
         dim: channels of a latent.
         codebook_size: number of codes K of a token.
         **options: of the preset, such as ``commitment``, ``init``, ``channel_dim``, ``decay`` (ema)
@@ -242,7 +247,7 @@ def build_quantizer(name: str, *, dim: int, codebook_size: int, **options) -> Qu
     if not _is_known(name):
         raise ValueError(
             f"build_quantizer: name must be one of {sorted([*PRESETS, *CODEBOOK_FREE, 'mgvq'])}, "
-            f"or one of them with structures, {', '.join('_' + s for s in STRUCTURES)}, after it; "
+            f"or one of them with structures, {', '.join('_' + s for s in _SUFFIXES)}, after it; "
             f"got {name!r}"
         )
     known = _options_of(name)
@@ -270,7 +275,7 @@ def _is_known(name: str) -> bool:
     if name in PRESETS or name in CODEBOOK_FREE or name == "mgvq":
         return True
     part, _, suffix = name.rpartition("_")
-    return suffix in STRUCTURES and part != "mgvq" and _is_known(part)
+    return suffix in _SUFFIXES and part != "mgvq" and _is_known(part)
 
 
 def _build(name: str, dim: int, codebook_size: int, options: dict) -> Quantizer:
@@ -280,11 +285,11 @@ def _build(name: str, dim: int, codebook_size: int, options: dict) -> Quantizer:
         preset = {**PRESETS, **CODEBOOK_FREE}[name]
         return preset(dim=dim, codebook_size=codebook_size, **options)
     part, _, suffix = name.rpartition("_")
-    parameters = inspect.signature(STRUCTURES[suffix]).parameters
-    own = {k: options.get(k, parameters[k].default) for k in _options(STRUCTURES[suffix])}
+    parameters = inspect.signature(_SUFFIXES[suffix]).parameters
+    own = {k: options.get(k, parameters[k].default) for k in _options(_SUFFIXES[suffix])}
     inner = {k: v for k, v in options.items() if k not in own}
     build_part = functools.partial(build_quantizer, part, **inner)
-    quantizer = STRUCTURES[suffix](build_part, dim, codebook_size, **own)
+    quantizer = _SUFFIXES[suffix](build_part, dim, codebook_size, **own)
     quantizer.structure = (suffix, own)
     return quantizer
 
@@ -294,7 +299,7 @@ def _options_of(name: str) -> list[str]:
         return _options_of("vanilla_groups")
     if name not in PRESETS and name not in CODEBOOK_FREE:
         part, _, suffix = name.rpartition("_")
-        own = _options(STRUCTURES[suffix])
+        own = _options(_SUFFIXES[suffix])
         return own + [p for p in _options_of(part) if p not in own]
     preset = {**PRESETS, **CODEBOOK_FREE}[name]
     options = _options(preset)

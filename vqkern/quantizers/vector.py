@@ -73,7 +73,9 @@ class VectorQuantizer(Quantizer):
 
     @property
     def codes(self) -> Tensor:
-        with torch.autocast(self.counter.count.device.type, enabled=False):
+        device = self.counter.count.device.type
+        # Autocast does not know "meta", on which a model's shapes are worked out without memory.
+        with torch.autocast("cpu" if device == "meta" else device, enabled=False):
             return self.parametrisation()
 
     def _search(self, rows: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqkern.tokenizers.config_checks import LONGEST, check_positive_int, check_positive_ints
+
 
 @dataclass(frozen=True)
 class ConvConfig:
@@ -41,15 +43,9 @@ class ConvConfig:
 
     def __post_init__(self) -> None:
         for name in ("latent_dim", "shuffle", "groups"):
-            _check_positive_int(name, getattr(self, name))
-        for name in ("widths", "blocks"):
-            value = getattr(self, name)
-            if not isinstance(value, (list, tuple)) or not value:
-                raise ValueError(f"{name}: expected a list of integers >= 1, got {value!r}")
-            for entry in value:
-                _check_positive_int(name, entry)
-            # JSON has lists only; a config read from a file must compare equal to the one written.
-            object.__setattr__(self, name, tuple(value))
+            check_positive_int(name, getattr(self, name))
+        object.__setattr__(self, "widths", check_positive_ints("widths", self.widths))
+        object.__setattr__(self, "blocks", check_positive_ints("blocks", self.blocks, LONGEST))
         if len(self.widths) != len(self.blocks):
             raise ValueError(
                 f"blocks: expected one count for each of the {len(self.widths)} widths, "
@@ -63,6 +59,11 @@ class ConvConfig:
     def factor(self) -> int:
         """Image pixels per latent position along each side, f."""
         return self.shuffle * 2 ** (len(self.widths) - 1)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels that the encoder gives, D."""
+        return self.latent_dim
 
 
 class ResidualBlock(nn.Module):
@@ -217,8 +218,3 @@ def _zero(layer: nn.Conv2d) -> nn.Conv2d:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def _check_positive_int(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")

@@ -1,0 +1,274 @@
+"""Projectors around a quantizer, trained with it while encoder and decoder rest (VQ-Transplant)."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.checks import common_dtype
+from .base import Quantizer, QuantizeResult, Usage, masked_mse, require_weight
+from .structure import checked_parts
+
+FORMS = ("around", "after")
+
+
+class Projector(nn.Module):
+    """3 x 3 convolutions with GroupNorm and SiLU between them; x + that where channels stay.
+
+    Args:
+        channels: of the input.
+        out: of the output; other than `channels`, there is no residual.
+        hidden: channels between the convolutions.
+        layers: number of convolutions, at least 2.
+    """
+
+    def __init__(self, channels: int, out: int, *, hidden: int, layers: int) -> None:
+        super().__init__()
+        widths = [channels, *[hidden] * (layers - 1), out]
+        # 32 groups in the released programs; narrow projectors have fewer.
+        groups = next(n for n in (32, 16, 8, 4, 2, 1) if hidden % n == 0)
+        modules: list[nn.Module] = []
+        for number, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            if number:
+                modules += [nn.GroupNorm(groups, before), nn.SiLU()]
+            modules.append(nn.Conv2d(before, after, 3, padding=1))
+        self.layers = nn.Sequential(*modules)
+        self.residual = channels == out
+        if self.residual:
+            # It starts near the identity: what a codebook is aligned to first is the encoder's own.
+            with torch.no_grad():
+                self.layers[-1].weight.mul_(0.1)
+                self.layers[-1].bias.zero_()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """maps [B, H, W, channels], channels last, float32 or float64 -> [B, H, W, out]."""
+        with torch.autocast(maps.device.type, enabled=False):
+            x = maps.movedim(-1, 1)
+            weight = self.layers[0].weight
+            y = self.layers(x.to(weight.dtype)).to(maps.dtype)
+            return (x + y if self.residual else y).movedim(1, -1)
+
+
+class Projected(Quantizer):
+    """A quantizer between projectors: z -> before -> quantizer -> after, of feature maps.
+
+    ``"around"`` is the fixed-scale setting: three convolutions before and three after, with
+    residuals; the gradient of what follows reaches the quantizer and the encoder straight through.
+    ``"after"`` is the multi-scale setting: six convolutions after the quantizer alone, which sees
+    quantized latents without their gradient; the encoder gets that of the output all the same.
+
+        loss = the part's loss, of projected latents + feature_weight mse(quantized, sg z)
+
+    A map is projected as a whole: one position that is not finite, or masked, leaves it out. Only
+    the outermost structure can be projected.
+
+    Args:
+        part: the quantizer, of latents with `part.dim` channels, last.
+        dim: channels of z; None: the part's. Where they differ, the projectors have no residuals
+            (unifying view: fewer or more channels for scalar quantizers); form "around" only.
+        form: "around" or "after".
+        hidden: channels inside the projectors, 1,024 as released.
+        layers: convolutions of a projector; None: 3 around, 6 after.
+        feature_weight: of the pull to z; 1 as released, where the encoder rests.
+        channel_dim: where z [B, H, W, dim] or [B, dim, H, W] has its channels.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    one_token = False
+    takes_maps = True
+    structure: tuple[str, dict] | None = None
+
+    def __init__(
+        self,
+        part: Quantizer,
+        *,
+        dim: int | None = None,
+        form: str = "around",
+        hidden: int = 1024,
+        layers: int | None = None,
+        feature_weight: float = 1.0,
+        channel_dim: int = -1,
+    ) -> None:
+        checked_parts("Projected", [part])
+        dim = part.dim if dim is None else dim
+        super().__init__(dim, channel_dim=channel_dim)
+        if form not in FORMS:
+            raise ValueError(f"projector_form must be one of {FORMS}, got {form!r}")
+        if form == "after" and dim != part.dim:
+            raise ValueError(
+                f"projector_dim must be dim {dim} for the form 'after', got {part.dim}: nothing "
+                "brings latents to other channels before the quantizer"
+            )
+        layers = (3 if form == "around" else 6) if layers is None else layers
+        for name, size, least, most in (
+            ("projector_hidden", hidden, 1, 2**16),
+            ("projector_layers", layers, 2, 64),
+        ):
+            if not isinstance(size, int) or isinstance(size, bool) or not least <= size <= most:
+                raise ValueError(
+                    f"{name} must be a whole number from {least} to {most}, got {size!r}"
+                )
+        require_weight("feature_weight", feature_weight)
+        self.form = form
+        self.feature_weight = feature_weight
+        self.before = (
+            Projector(dim, part.dim, hidden=hidden, layers=layers) if form == "around" else None
+        )
+        self.part = part
+        self.after = Projector(part.dim, dim, hidden=hidden, layers=layers)
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes of a token of the part."""
+        return self.part.codebook_size
+
+    @property
+    def codes(self) -> Tensor | list:
+        """The part's codes, in the projected space."""
+        return self.part.codes
+
+    def usage(self) -> Usage | list:
+        return self.part.usage()
+
+    def reset_usage(self) -> None:
+        self.part.reset_usage()
+
+    def load_codes(self, codes: Tensor | list) -> None:
+        """Overwrites the part's codes."""
+        self.part.load_codes(codes)
+
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizeResult:
+        maps, usable = self._to_maps(z)
+        finite, unmasked = usable, torch.ones_like(usable)
+        if mask is not None:
+            counted = self._checked_mask(mask, maps.shape[:-1], z.device)
+            unmasked = counted.reshape(len(maps), -1).all(1)
+            usable = finite & unmasked
+        valid = _per_map(usable)
+        # Zeros, not NaN, go through the convolutions: a gradient of 0 times NaN would be NaN.
+        clean = torch.where(valid, maps, 0)
+        projected = self._into(clean)
+        target = torch.where(valid, projected, torch.nan)
+        part = self.part
+        codes = part._snapshot()
+        with torch.no_grad():
+            index = part._assign(target, codes)
+            part._count(index, _per_map(unmasked)[..., 0].expand(maps.shape[:-1]))
+        nearest = part._take(codes, index)
+        chosen = torch.where(valid, nearest.detach(), 0).to(common_dtype(nearest))
+        loss = maps.new_zeros((), dtype=torch.float32)
+        if not self.training:
+            quantized = self.after(chosen)
+        elif self.form == "around":
+            quantized = self.after(part._estimate(projected, chosen.to(projected.dtype)))
+        else:  # straight through to z, past the projector
+            quantized = self.after(chosen) + (clean - clean.detach())
+        if self.training:
+            loss = part._learn(target, nearest, index, codes)
+            rows = (x.reshape(-1, self.dim) for x in (quantized, clean.detach()))
+            everywhere = valid[..., 0].expand(maps.shape[:-1]).reshape(-1)
+            loss = loss + self.feature_weight * masked_mse(*rows, everywhere)
+        quantized = torch.where(valid, quantized, torch.nan).to(z.dtype)
+        if mask is not None:
+            quantized = torch.where(_per_map(unmasked), quantized, z.movedim(self.channel_dim, -1))
+        return QuantizeResult(quantized.movedim(-1, self.channel_dim), index, loss)
+
+    @torch.no_grad()
+    def encode(self, z: Tensor) -> Tensor:
+        maps, finite = self._to_maps(z)
+        projected = self._into(torch.where(_per_map(finite), maps, 0))
+        target = torch.where(_per_map(finite), projected, torch.nan)
+        return self.part._assign(target, self.part._snapshot())
+
+    def decode(self, index: Tensor, *, first: int | None = None) -> Tensor:
+        """The maps behind indices; of the first groups, stages or scales only where given.
+
+        A map with a token of -1 is NaN throughout.
+
+        Raises:
+            ValueError: `first` is given and the part has nothing of which it could be.
+        """
+        if first is None:
+            chosen = self.part.decode(index)
+        elif "first" in inspect.signature(self.part.decode).parameters:
+            chosen = self.part.decode(index, first=first)
+        else:
+            raise ValueError(
+                f"first: {type(self.part).__name__} has no groups, stages or scales of which the "
+                f"first could be decoded alone"
+            )
+        complete = _per_map(chosen.flatten(1).isfinite().all(1))
+        maps = self.after(torch.where(complete, chosen, 0).to(common_dtype(chosen)))
+        return torch.where(complete, maps, torch.nan).movedim(-1, self.channel_dim)
+
+    def fold(self) -> Projected:
+        """The same projectors around the folded part: its codes in plain tables."""
+        part = self.part.fold()
+        folded = copy.deepcopy(self, {id(self.part): part})
+        folded.config = None
+        if self.config is not None and self.structure is not None and part.config is not None:
+            suffix, own = self.structure
+            inner = {
+                k: v
+                for k, v in part.config.items()
+                if k not in ("name", "dim", "codebook_size", "channel_dim")
+            }
+            kept = {k: self.config[k] for k in ("dim", "codebook_size")}
+            name = f"{part.config['name']}_{suffix}"
+            folded.config = {**inner, **kept, **own, "name": name}
+        return folded.train(self.training)
+
+    def _into(self, maps: Tensor) -> Tensor:
+        return maps if self.before is None else self.before(maps)
+
+    def _to_maps(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z as [B, H, W, dim], at least float32, and which of the maps are finite, [B]."""
+        self._to_rows(z)  # checks type and channels
+        maps = z.movedim(self.channel_dim, -1)
+        if maps.dim() != 4:
+            raise ValueError(
+                f"Projected: z must be feature maps with {self.dim} channels at dimension "
+                f"{self.channel_dim}, four dimensions in all, got {list(z.shape)}"
+            )
+        maps = maps.to(common_dtype(maps))
+        return maps, maps.detach().flatten(1).isfinite().all(1)
+
+
+def _per_map(flags: Tensor) -> Tensor:
+    """[B] as [B, 1, 1, 1]."""
+    return flags[:, None, None, None]
+
+
+def projected(
+    build: Callable[..., Quantizer],
+    dim: int,
+    codebook_size: int,
+    *,
+    projector_form: str = "around",
+    projector_dim: int | None = None,
+    projector_hidden: int = 1024,
+    projector_layers: int | None = None,
+    feature_weight: float = 1.0,
+    channel_dim: int = -1,
+) -> Projected:
+    """Any quantizer between projectors, with `projector_dim` channels of its own where given."""
+    inner = dim if projector_dim is None else projector_dim
+    return Projected(
+        build(dim=inner, codebook_size=codebook_size),
+        dim=dim,
+        form=projector_form,
+        hidden=projector_hidden,
+        layers=projector_layers,
+        feature_weight=feature_weight,
+        channel_dim=channel_dim,
+    )
+
+
+# Only around everything else, so no structure of its own that others could contain.
+WRAPPERS = {"projected": projected}
