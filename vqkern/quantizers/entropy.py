@@ -7,13 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def bit_entropies(logits: Tensor, valid: Tensor, joint_bits: int) -> tuple[Tensor, Tensor]:
+def bit_entropies(
+    logits: Tensor, valid: Tensor, joint_bits: int, *, floor: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """E H[q] and H[E q] in nats, for q(c) = prod_m sigmoid(+-logit_m) over bit strings c.
 
     Args:
         logits: [N, D], of bit m being 1; float32 or float64.
         valid: bool [N], the rows that count.
         joint_bits: H[E q] is that of blocks of so many neighbouring bits, added up.
+        floor: probabilities of E q below it count as it inside the logarithm.
 
     Returns:
         Two scalars, 0 if no row is valid.
@@ -36,8 +39,8 @@ def bit_entropies(logits: Tensor, valid: Tensor, joint_bits: int) -> tuple[Tenso
             right = _bit_strings(block[:, middle:])
             left = torch.where(valid[:, None], left, 0)
             mean = left.T @ right / count
-            tiny = torch.finfo(mean.dtype).tiny
-            spread = spread - (mean * mean.clamp_min(tiny).log()).sum()
+            least = max(floor, torch.finfo(mean.dtype).tiny)
+            spread = spread - (mean * mean.clamp_min(least).log()).sum()
     return own, spread
 
 
