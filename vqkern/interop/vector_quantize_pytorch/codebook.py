@@ -98,12 +98,16 @@ def assign(codebook: nn.Module, rows: Tensor, codes: Tensor) -> Tensor:
     """Index [heads, N] of the nearest code, by angle with use_cosine_sim; -1: not finite."""
     metric = "cosine" if codebook.use_cosine_sim else "l2"
     pairs = zip(rows.detach(), codes.detach(), strict=True)
-    return torch.stack([nearest_code(z, e, metric=metric).index for z, e in pairs])
+    return _stack([nearest_code(z, e, metric=metric).index for z, e in pairs])
 
 
 def take(codes: Tensor, index: Tensor) -> Tensor:
     """The codes [heads, N, D] behind an index [heads, N]."""
-    return torch.stack([take_codes(e, i) for e, i in zip(codes, index, strict=True)])
+    return _stack([take_codes(e, i) for e, i in zip(codes, index, strict=True)])
+
+
+def _stack(heads: list[Tensor]) -> Tensor:
+    return heads[0][None] if len(heads) == 1 else torch.stack(heads)  # no copy of a single one
 
 
 @torch.no_grad()
@@ -154,15 +158,16 @@ def average(
     sums = [
         code_sums(z, i, codebook.codebook_size) for z, i in zip(rows.detach(), index, strict=True)
     ]
-    count = torch.stack([s.count for s in sums]).to(codebook.cluster_size.dtype)
-    total = torch.stack([s.total for s in sums]).to(codebook.embed_avg.dtype)
+    count = _stack([s.count for s in sums]).to(codebook.cluster_size.dtype)
+    total = _stack([s.total for s in sums]).to(codebook.embed_avg.dtype)
     if codebook.use_ddp:
         sum_over_ranks(count)
         sum_over_ranks(total)
     # A sum of finite features may overflow; such a code counts as not used.
-    usable = total.isfinite().all(-1)
-    count = torch.where(usable, count, 0)
-    total = torch.where(usable[..., None], total, 0)
+    usable = total.sum(-1).isfinite()
+    if not bool(usable.all()):
+        count = torch.where(usable, count, 0)
+        total = torch.where(usable[..., None], total, 0)
     weight = weight(total, count) if callable(weight) else weight
     _blend(codebook.cluster_size, count, codebook.decay, weight)
     _blend(codebook.embed_avg, total, codebook.decay, weight)
@@ -190,9 +195,11 @@ def codes_from_averages(codebook: nn.Module) -> None:
     smoothed = (counts + codebook.eps) / share * everything
     moved = codebook.embed_avg / smoothed[..., None]
     moved = l2norm(moved) if codebook.use_cosine_sim else moved
-    finite = moved.isfinite().all(-1, keepdim=True)
     embed = codebook.embed.data
-    embed.copy_(torch.where(finite, moved.to(embed.dtype), embed))
+    finite = moved.sum(-1).isfinite()
+    if not bool(finite.all()):
+        moved = torch.where(finite[..., None], moved.to(embed.dtype), embed)
+    embed.copy_(moved)
 
 
 @torch.no_grad()

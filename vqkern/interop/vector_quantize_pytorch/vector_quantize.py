@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from ...ops.checks import require_float, require_index
 from ...ops.take_codes import take_codes
-from ...quantizers.base import require_weight, rowwise
-from ...quantizers.estimators import rotation_trick as rotate
+from ...quantizers.base import require_weight
 from ...quantizers.estimators import straight_through as pass_through
 from ...quantizers.ranks import number_of_ranks
 from ..adapter import Adapter, spread_like
-from ..terms import directional, l2norm, mse, orthogonality
+from ..terms import directional, l2norm, mse, orthogonality, rotate
 from . import codebook as books
 from . import options as supported
 
@@ -463,7 +462,7 @@ def _estimate(layer: nn.Module, rows: Tensor, nearest: Tensor) -> Tensor:
     if layer.directional_reparam:
         return directional(rows, nearest, layer.directional_reparam_variance)
     estimator = rotate if layer.rotation_trick else pass_through
-    return rowwise(estimator, rows, nearest.detach())
+    return estimator(rows, nearest.detach())
 
 
 def _optimise_in_place(layer: nn.Module, nearest: Tensor, rows: Tensor, valid: Tensor) -> Tensor:
