@@ -71,7 +71,7 @@ def test_a_tokenizer_goes_on_as_it_was(name):
     train(model, optimizer, 2)
     twin = copy.deepcopy(model)
     twin_optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-2)
-    twin_optimizer.load_state_dict(optimizer.state_dict())
+    twin_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     before, keys = list(model.parameters()), list(model.state_dict())
     quantize = model.quantize
 
@@ -138,7 +138,7 @@ def test_a_model_of_the_library_goes_on_as_it_was(name):
         train(model, optimizer, 2)
     twin = copy.deepcopy(model)
     twin_optimizer = torch.optim.Adam(twin.parameters(), lr=1e-2)
-    twin_optimizer.load_state_dict(optimizer.state_dict())
+    twin_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     random_state = torch.get_rng_state()
     states = copy.deepcopy(model.state_dict())
 
@@ -349,6 +349,20 @@ def test_hostile_modules_are_left_with_a_reason(name):
     report = vqkern.accelerate(layer)
     assert not report.replaced and len(report.left) == 1
     assert reason in report.left[0].reason
+
+
+def test_a_module_without_a_table_and_one_with_equal_codes():
+    class VectorQuantizer2(nn.Module):
+        n_e, e_dim, beta, legacy, remap, sane_index_shape = 0, 8, 0.25, True, None, False
+        embedding = None
+
+    report = vqkern.accelerate(VectorQuantizer2())
+    assert "NoneType, not a plain nn.Embedding" in report.left[0].reason
+    equal = originals.Taming.VectorQuantizer2(64, 8, 0.25)
+    equal.embedding.weight.data.zero_()
+    assert vqkern.accelerate(equal).replaced
+    z = torch.randn(2, 8, 3, 3)
+    assert not equal(z)[2][2].any()
 
 
 def test_what_is_no_quantizer_is_not_mentioned():

@@ -93,7 +93,8 @@ def spread_like(rows: Tensor, items: int, generator: torch.Generator) -> Tensor:
     """
     noise = torch.randn(items, rows.shape[1], generator=generator).to(rows.device)
     wide = rows.detach().float()
-    spread = wide.std(0, correction=0).clamp_min(1e-3 * wide.abs().max())
+    largest = wide.abs().max()
+    spread = wide.std(0, correction=0).clamp_min(1e-3 * torch.where(largest > 0, largest, 1.0))
     return (wide.mean(0) + 1.5 * spread * noise).to(rows.dtype)
 
 

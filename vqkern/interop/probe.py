@@ -122,6 +122,7 @@ def _step(twin: nn.Module, adapter: type[Adapter], x: Tensor) -> dict[str, Any]:
     seen["gradient of the input"] = _gradient(leaf)
     for name, parameter in twin.named_parameters():
         seen[f"gradient of {name}"] = _gradient(parameter)
+        seen[f"parameter {name}"] = parameter
     return seen | {f"buffer {name}": buffer for name, buffer in twin.named_buffers()}
 
 

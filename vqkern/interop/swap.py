@@ -129,5 +129,5 @@ def _reason_to_leave(module: nn.Module, adapter: type[Adapter] | None) -> str | 
         return f"its {changed[0]} was replaced on the instance"
     try:
         return adapter.refusal(module) or difference(module, adapter)
-    except (AttributeError, TypeError) as error:
-        return f"it is not as that class is known here: {error}"
+    except Exception as error:  # whatever somebody else's module does, the others still matter
+        return f"it is not as that class is known here: {type(error).__name__}: {error}"

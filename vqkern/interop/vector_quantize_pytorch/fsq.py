@@ -194,6 +194,7 @@ class FSQ(nn.Module):
     def _with_noise(self, codes: Tensor) -> Tensor:
         if not self.training or self.noise_dropout == 0:
             return codes
+        codes = codes.contiguous()  # the noise falls in the order of positions
         chosen = torch.full_like(codes, self.noise_dropout).bernoulli_().bool()
         offset = torch.rand_like(codes) - 0.5
         return torch.where(chosen, codes + offset, codes).clamp(-1, 1)

@@ -171,6 +171,8 @@ class ResidualVQ(nn.Module):
         for name, value in (("indices", indices), ("beam_size", beam_size)):
             if value is not None:
                 raise ValueError(f"ResidualVQ: {name}= is not supported; see docs/interop.md")
+        if mask is not None and self.accept_image_fmap:
+            raise ValueError("ResidualVQ: mask must be None with accept_image_fmap")
         axis = 1 if self.accept_image_fmap else -1
         if self.has_projections and axis == 1:
             rest = self.project_in(x.movedim(1, -1)).movedim(-1, 1)
