@@ -119,7 +119,10 @@ def start_from(codebook: nn.Module, rows: Tensor, valid: Tensor) -> None:
     for z, keep in zip(rows, valid, strict=True):
         z = z[keep & z.isfinite().all(-1)]
         z = z.to(torch.promote_types(z.dtype, torch.float32))
-        if len(z) == 0 and not _synchronised(codebook):
+        available = torch.tensor(len(z), device=z.device)
+        if _synchronised(codebook):
+            sum_over_ranks(available)
+        if not bool(available):
             return
         mean, count = _lloyd(codebook, z)
         means.append(mean)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...ops.checks import require_float, require_index
+from ...ops.checks import require_index
 from ...ops.take_codes import take_codes
 from ...quantizers.base import require_weight
 from ...quantizers.estimators import straight_through as pass_through
@@ -16,6 +16,7 @@ from ...quantizers.ranks import number_of_ranks
 from ..adapter import Adapter, spread_like
 from ..terms import directional, l2norm, mse, orthogonality, rotate
 from . import codebook as books
+from . import layout
 from . import options as supported
 
 
@@ -206,19 +207,19 @@ class VectorQuantize(Adapter):
         else:
             codes = take_codes(self._codebook.embed[0], indices)
             codes = codes.flatten(-2) if self.heads > 1 else codes
-        return codes.movedim(-1, 1) if _has_channels_first(self) else codes
+        return codes.movedim(-1, 1) if layout.has_channels_first(self) else codes
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """What `forward` gives for these indices in eval mode."""
         codes = self.get_codes_from_indices(indices)
-        if not _has_channels_first(self):
+        if not layout.has_channels_first(self):
             return self.project_out(codes)
         return self.project_out(codes.movedim(1, -1)).movedim(-1, 1)
 
     def expire_codes_(self, x: Tensor) -> None:
         """Sets little-used codes on features of x [B, ..., dim], in training mode."""
         if self.training and self._codebook.threshold_ema_dead_code > 0:
-            rows = _split_heads(self, x.reshape(1, -1, x.shape[-1]))
+            rows = layout.split_heads(self, x.reshape(1, -1, x.shape[-1]))
             rows = l2norm(rows) if self.use_cosine_sim else rows
             books.revive(self._codebook, rows, rows.new_ones(rows.shape[:2], dtype=torch.bool))
 
@@ -279,14 +280,14 @@ class VectorQuantize(Adapter):
 
         book = self._codebook
         frozen = self.freeze_codebook if freeze_codebook is None else freeze_codebook
-        tokens, sequence = _to_sequence(self, x)
-        mask = _checked_mask(sequence, mask, lens)
+        tokens, sequence = layout.to_sequence(self, x)
+        mask = layout.checked_mask(sequence, mask, lens)
 
         projected = self.project_in(sequence)
-        rows = _split_heads(self, projected)
+        rows = layout.split_heads(self, projected)
         compared = rows  # what the commitment of masked input is compared with
         rows = l2norm(rows) if self.use_cosine_sim else rows
-        wanted = _rows_mask(self, mask, rows)
+        wanted = layout.rows_mask(self, mask, rows)
         if not bool(book.initted):
             books.start_from(book, rows, wanted)
 
@@ -324,8 +325,8 @@ class VectorQuantize(Adapter):
                 orthogonal = orthogonality(_regularised_codes(self, index))
                 loss = loss + orthogonal * self.orthogonal_reg_weight
 
-        quantized = self.project_out(_join_heads(self, quantized, sequence.shape[:2]))
-        index = _join_heads(self, index[..., None], sequence.shape[:2])
+        quantized = self.project_out(layout.join_heads(self, quantized, sequence.shape[:2]))
+        index = layout.join_heads(self, index[..., None], sequence.shape[:2])
         index = index if self.heads > 1 else index[..., 0]
         if mask is not None:
             fill = torch.zeros_like(sequence)
@@ -335,7 +336,7 @@ class VectorQuantize(Adapter):
 
         index = index.reshape(*tokens, *index.shape[2:])
         quantized = quantized.reshape(*tokens, quantized.shape[-1])
-        if _has_channels_first(self) and x.dim() > 2:
+        if layout.has_channels_first(self) and x.dim() > 2:
             quantized = quantized.movedim(-1, 1)
         if not return_loss_breakdown:
             return quantized, index, loss
@@ -362,7 +363,7 @@ class VectorQuantize(Adapter):
             heads = [spread_like(e, items, generator) for e in embed]
             rows = torch.cat(heads * (module.heads // len(heads)), dim=1)
         ones = [1] * (2 if module.accept_image_fmap else 3 if module.accept_3d_fmap else 1)
-        if _has_channels_first(module):
+        if layout.has_channels_first(module):
             return rows.reshape(items, -1, *ones)
         return rows[:, None]
 
@@ -374,69 +375,6 @@ class VectorQuantize(Adapter):
             book.embed.data.copy_(l2norm(noise) if book.use_cosine_sim else noise)
             book.embed_avg.data.copy_(book.embed)
             book.initted.data.fill_(True)
-
-
-def _has_channels_first(layer: nn.Module) -> bool:
-    return layer.accept_image_fmap or layer.accept_3d_fmap or not layer.channel_last
-
-
-def _to_sequence(layer: nn.Module, x: Tensor) -> tuple[torch.Size, Tensor]:
-    """The shape of x without channels, and x as [B, N, dim]."""
-    require_float("VectorQuantize", "x", x)
-    dims = {True: (3, 2), False: (3,)}[not (layer.accept_image_fmap or layer.accept_3d_fmap)]
-    if layer.accept_image_fmap or layer.accept_3d_fmap:
-        dims = (4,) if layer.accept_image_fmap else (5,)
-    first = _has_channels_first(layer) and x.dim() > 2
-    axis = 1 if first else -1
-    if x.dim() not in dims or x.shape[axis] != layer.dim:
-        raise ValueError(
-            f"VectorQuantize: x must have {' or '.join(map(str, dims))} dimensions and "
-            f"{layer.dim} channels at dimension {axis}, got {list(x.shape)}"
-        )
-    last = x.movedim(1, -1) if first else x
-    return last.shape[:-1], last.reshape(len(last), last.shape[1:-1].numel(), layer.dim)
-
-
-def _checked_mask(x: Tensor, mask: Tensor | None, lens: Tensor | None) -> Tensor | None:
-    if lens is not None:
-        if mask is not None:
-            raise ValueError("VectorQuantize: mask and lens exclude each other")
-        require_index("VectorQuantize", "lens", lens)
-        mask = torch.arange(x.shape[1], device=x.device) < lens[:, None]
-    if mask is None:
-        return None
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != x.shape[:2]:
-        got = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask)
-        raise ValueError(f"VectorQuantize: mask must be bool {list(x.shape[:2])}, got {got}")
-    return mask
-
-
-def _split_heads(layer: nn.Module, x: Tensor) -> Tensor:
-    """[B, N, heads D] as rows [heads, B N, D], or [1, B heads N, D] with one codebook for all."""
-    batch, length, width = x.shape
-    x = x.reshape(batch, length, layer.heads, width // layer.heads)
-    if layer.separate_codebook_per_head:
-        return x.permute(2, 0, 1, 3).flatten(1, 2)
-    return x.transpose(1, 2).reshape(1, -1, width // layer.heads)
-
-
-def _join_heads(layer: nn.Module, rows: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse: [B, N, heads D]."""
-    batch, length = shape
-    dim = rows.shape[-1]
-    if layer.separate_codebook_per_head:
-        x = rows.reshape(layer.heads, batch, length, dim).permute(1, 2, 0, 3)
-    else:
-        x = rows.reshape(batch, layer.heads, length, dim).transpose(1, 2)
-    return x.reshape(batch, length, layer.heads * dim)
-
-
-def _rows_mask(layer: nn.Module, mask: Tensor | None, rows: Tensor) -> Tensor:
-    if mask is None:
-        return torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
-    if layer.separate_codebook_per_head:
-        return mask.reshape(1, -1).expand(rows.shape[:2])
-    return mask[:, None].expand(-1, layer.heads, -1).reshape(1, -1)
 
 
 def _move(
