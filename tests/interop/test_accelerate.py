@@ -202,7 +202,7 @@ def test_the_model_itself_hooks_and_other_references():
     layer.register_forward_hook(lambda module, args, output: calls.append(output[1].shape))
     bound = layer.forward
     report = vqkern.accelerate(layer)
-    assert report.replaced[0].hooks == 1 and "1 hooks kept" in str(report)
+    assert report.replaced[0].hooks == 1 and "1 hook kept" in str(report)
     assert "(the model itself)" in str(report)
     assert not calls  # the probe runs on copies without them
     layer(torch.randn(2, 5, 8))

@@ -39,7 +39,8 @@ class Report:
         lines = [f"replaced {len(self.replaced)}, left {len(self.left)}"]
         for entry in self.replaced:
             sizes = " x ".join(f"{size:,}" for size in entry.shape)
-            hooks = f", {entry.hooks} hooks kept" if entry.hooks else ""
+            many = "s" * (entry.hooks != 1)
+            hooks = f", {entry.hooks} hook{many} kept" if entry.hooks else ""
             lines.append(f"  replaced {_path(entry.name)}: {entry.kind}, {sizes}{hooks}")
         for entry in self.left:
             lines.append(f"  left     {_path(entry.name)}: {entry.kind}: {entry.reason}")

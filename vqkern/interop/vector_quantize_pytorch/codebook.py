@@ -91,7 +91,10 @@ def effective_codes(codebook: nn.Module) -> Tensor:
     embed = codebook.embed if codebook.learnable_codebook else codebook.embed.detach()
     embed = embed.to(torch.promote_types(embed.dtype, torch.float32))
     bridge = getattr(codebook, "vq_bridge", None)
-    return embed if bridge is None else bridge(embed)
+    if bridge is None:
+        return embed
+    with torch.autocast(embed.device.type, enabled=False):
+        return bridge(embed)
 
 
 def assign(codebook: nn.Module, rows: Tensor, codes: Tensor) -> Tensor:
