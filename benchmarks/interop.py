@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gc
 import os
 import statistics
 import subprocess
@@ -21,7 +22,7 @@ from torch import nn
 
 from vqkern.bench import Case
 from vqkern.bench.measure import interleave
-from vqkern.bench.memory import _max_rss, _reset_peak, _status_bytes
+from vqkern.bench.memory import _max_rss, _reset_peak, _return_free_heap, _status_bytes
 from vqkern.bench.report import environment
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -130,6 +131,8 @@ def peak(name: str, codes: int) -> int:
     """Bytes that a step needs on top of the layer and its input."""
     step(layer(name, 256, {}), torch.randn(1, 64, D))()  # libraries are loaded, threads started
     made, x = layer(name, codes, {}), torch.randn(1, N, D)
+    gc.collect()
+    _return_free_heap()  # what `accelerate` tried the layer with
     resets = _reset_peak()
     before = _status_bytes("VmRSS") if resets else _max_rss()
     step(made, x)()

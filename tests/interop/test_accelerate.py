@@ -195,6 +195,17 @@ def test_calls_beyond_what_is_supported_run_the_modules_own_code():
     assert torch.equal(layer(x, topk=3)[1], twin(x, topk=3)[1])
 
 
+def test_a_subclass_of_the_library_is_left():
+    library = pytest.importorskip("vector_quantize_pytorch")
+
+    class Doubled(library.VectorQuantize):
+        def forward(self, x):
+            return super().forward(2 * x)
+
+    (entry,) = vqkern.accelerate(nn.Sequential(Doubled(8, 64))).left
+    assert entry.name == "0" and entry.reason == "it is a VectorQuantize with code of its own"
+
+
 def test_the_model_itself_hooks_and_other_references():
     library = pytest.importorskip("vector_quantize_pytorch")
     layer = library.VectorQuantize(8, 64)

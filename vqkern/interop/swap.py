@@ -120,6 +120,9 @@ def _reason_to_leave(module: nn.Module, adapter: type[Adapter] | None) -> str | 
     if adapter is None:
         if _package(module) == PACKAGE and name in LEFT_OF_PACKAGE:
             return LEFT_OF_PACKAGE[name]
+        for base in type(module).__mro__[1:]:
+            if base.__module__.partition(".")[0] == PACKAGE and base.__name__ in OF_PACKAGE:
+                return f"it is a {base.__name__} with code of its own"
         looks = LOOKS_LIKE_ONE.search(name) and _package(module) not in NOT_LOOKED_AT
         return NOT_RECOGNISED if looks else None
     if isinstance(module, torch.jit.ScriptModule):
