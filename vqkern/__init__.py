@@ -23,13 +23,29 @@ __all__ = [
     "CovarianceSqrt",
     "NearestCode",
     "QuantizeResult",
+    "accelerate",
     "build_quantizer",
     "certificates",
     "code_sums",
     "covariance_sqrt",
     "gaussian_w2",
+    "interop",
     "nearest_code",
     "prior_w2",
     "quantizers",
     "squared_mmd",
 ]
+
+
+def __getattr__(name: str):
+    # Loaded when first asked for: most users of the kernels need neither.
+    if name in ("accelerate", "interop"):
+        from importlib import import_module
+
+        interop = import_module(".interop", __name__)
+        return interop if name == "interop" else interop.accelerate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
