@@ -42,6 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_info(commands)
     _add_module(commands, "demo", "vqkern.demo", "make a large-codebook tokenizer from photographs")
     _add_module(commands, "bench", "vqkern.bench", "time nearest_code against its peers here")
+    summary = "recompute tables of the papers that need no data set"
+    _add_module(commands, "reproduce", "vqkern.reproduce", summary)
     return parser
 
 
