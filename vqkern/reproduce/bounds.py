@@ -159,7 +159,11 @@ def plot(rows: list[Row], path: Path) -> None:
         lines = [
             (name, sizes, [r[name] for r in mine], style)
             for name, style in (
-                ("vq", "o-"), ("pq", "o-"), ("sq", "o-"), ("lower", ":"), ("upper", ":")
+                ("vq", "o-"),
+                ("pq", "o-"),
+                ("sq", "o-"),
+                ("lower", ":"),
+                ("upper", ":"),
             )
             if all(r[name] is not None for r in mine)
         ]

@@ -271,8 +271,10 @@ def table(rows: list[Row]) -> str:
     if len(rows) < 3:
         return text
     ours, theirs = (
-        [spearman([r[key] for r in table], [r["psnr"] for r in table])
-         for key in ("error", "utilization")]
+        [
+            spearman([r[key] for r in table], [r["psnr"] for r in table])
+            for key in ("error", "utilization")
+        ]
         for table in (rows, [paper[row["method"]] for row in rows])
     )
     orders = spearman([r["error"] for r in rows], [paper[r["method"]]["error"] for r in rows])

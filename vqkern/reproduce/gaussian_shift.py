@@ -101,7 +101,9 @@ def plot_beside(rows: list[Row], paper: list[dict], path: Path, axis: str, title
     draw(path, panels, title=title)
 
 
-_SMALL = replace(Moving(), codes=1024, features=4096, steps=300, test_features=20_000)
+_SMALL = replace(
+    Moving(), codes=1024, features=4096, our_features=4096, steps=300, test_features=20_000
+)
 
 EXPERIMENT = Experiment(
     name="gaussian-shift",

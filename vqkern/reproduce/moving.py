@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..ops import code_sums, gaussian_w2, nearest_code
 from ..quantizers import EMA, MMD, Gradient, Linear, Online, Revival, Table, Wasserstein
 from ..training.code_optimizer import code_optimizer
-from ..training.engine import linear_decay
+from ..training.engine import linear_decay, set_learning_rates
 from .frame import Row, State, Work
 
 # features(n, generator) -> [n, D]
@@ -33,7 +33,8 @@ class Moving:
         features: N, drawn anew each step.
         steps: optimiser steps.
         test_features: on which error, utilization and perplexity are counted, drawn apart.
-        lr: peak of this package's own optimiser, falling linearly to 0.
+        our_features: the same for our own settings, which need fewer.
+        lr, power: rate of our optimiser at step t, lr (1 - t / steps)^power.
         fade: share of the steps over which the weight of our alignments falls linearly to 0.
         mmd_points: features and codes in the MMD term of a step, drawn anew each time.
         revive_after: steps without use after which our settings set a code on a feature.
@@ -45,8 +46,10 @@ class Moving:
     features: int = 50_000
     steps: int = 2000
     test_features: int = 200_000
-    lr: float = 0.1
-    fade: float = 0.5
+    our_features: int = 20_000
+    lr: float = 0.05
+    power: float = 2.0
+    fade: float = 0.25
     mmd_points: int = 2048
     revive_after: int = 20
     seed: int = 0
@@ -159,7 +162,8 @@ def move_codes(method: str, features: Features, settings: Moving, work: Work) ->
     s = settings
     torch.manual_seed(s.seed)
     rule = METHODS[method](Table(s.codes, s.dim), s)
-    valid = torch.ones(s.features, dtype=torch.bool)
+    drawn = s.our_features if rule.scheduled else s.features
+    valid = torch.ones(drawn, dtype=torch.bool)
     first = 0
     if work.resumed is not None:
         first = load_state(rule, work.resumed)
@@ -168,7 +172,7 @@ def move_codes(method: str, features: Features, settings: Moving, work: Work) ->
         generator = torch.Generator().manual_seed(_stream(s.seed, step))
         # The MMD term draws its subset from torch's own generator.
         torch.manual_seed(_stream(s.seed, step))
-        take_step(rule, features(s.features, generator), valid, step, s)
+        take_step(rule, features(drawn, generator), valid, step, s)
         work.advance(1)
         work.offer(lambda done=step + 1: state_of(rule, done))
     test = features(s.test_features, torch.Generator().manual_seed(_stream(s.seed, -1)))
@@ -195,7 +199,8 @@ def take_step(rule: Rule, z: Tensor, valid: Tensor, step: int, settings: Moving)
     torch.autograd.backward(codes, gradient)
     rule.update.step(z, index)
     if rule.scheduled:
-        rule.optimizer.param_groups[0]["lr"] = settings.lr * linear_decay(step, settings.steps)
+        decay = linear_decay(step, settings.steps) ** settings.power
+        set_learning_rates(rule.optimizer, decay)
     rule.optimizer.step()
 
 

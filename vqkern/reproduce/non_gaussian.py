@@ -69,7 +69,9 @@ def plot(rows: list[Row], path: Path) -> None:
     plot_beside(rows, _paper(), path, "zeta", "Two modes")
 
 
-_SMALL = replace(Moving(), codes=1024, features=4096, steps=300, test_features=20_000)
+_SMALL = replace(
+    Moving(), codes=1024, features=4096, our_features=4096, steps=300, test_features=20_000
+)
 
 EXPERIMENT = Experiment(
     name="non-gaussian",

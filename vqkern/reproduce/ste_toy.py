@@ -1,10 +1,10 @@
-"""`ste-toy`: what the straight-through estimator does to a code that has to move (FVQ figure 2).
+"""`ste-toy`: what the straight-through estimator does to codes that must move (FVQ figure 2).
 
-`trajectory`: one latent z_e in the plane and one fixed target t, SGD on |z_q - t|^2 and the codebook
-loss. The estimator hands z_e the gradient at z_q, and the code follows z_e a step behind: both
-spiral into the target. The paper gives no numbers; we take the mean distance of z_q from z_e, how
-far z_e runs past the target (over the first distance of z_q), and the step from which on z_q stays
-at it.
+`trajectory`: one latent z_e in the plane and one fixed target t, SGD on |z_q - t|^2 and the
+codebook loss. The estimator hands z_e the gradient at z_q, and the code follows z_e a step behind:
+both spiral into the target. The paper gives no numbers; we take the mean distance of z_q from z_e,
+how far z_e runs past the target (over the first distance of z_q), and the step from which on z_q
+stays at it.
 
 `usage`: codes trained by Adam on features that start apart from them, by the codebook loss alone.
 A free table moves only the codes that are hit, a linear map moves all of them together, VQBridge
@@ -141,7 +141,6 @@ def usage(settings: SteToy, method: str, work: Work) -> Row:
     return {"error": found["error"], "utilization": found["utilization"]}
 
 
-
 def table(rows: list[Row]) -> str:
     paper = {
         ("trajectory", "table"): "a spiral",
@@ -173,9 +172,10 @@ def plot(rows: list[Row], path: Path) -> None:
             points = [tuple(map(float, p.split(","))) for p in str(row["trail"]).split()]
             lines.append((row["method"], *map(list, zip(*points, strict=True)), "o-"))
     panels = [{"x": "x", "y": "y", "lines": lines, "title": "z_q"}] if lines else []
-    used = [(r["method"], [i], [r["utilization"]], "s") for i, r in enumerate(
-        row for row in rows if row["part"] == "usage"
-    )]
+    used = [
+        (r["method"], [i], [r["utilization"]], "s")
+        for i, r in enumerate(row for row in rows if row["part"] == "usage")
+    ]
     if used:
         panels.append({"x": "method", "y": "utilization", "lines": used, "title": "usage"})
     draw(path, panels)

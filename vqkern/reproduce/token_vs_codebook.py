@@ -1,10 +1,10 @@
-"""`token-vs-codebook`: two tokens of K codes against one of K^2 (unifying view, finding 1, table 6).
+"""`token-vs-codebook`: two tokens of K codes against one of K^2 (unifying view, table 6).
 
-Both carry 2 log2 K bits for the same channels. One token of K^2 codes can do whatever two of K can,
-and a little better: `one` is a single codebook over all channels, `two` a codebook for each half.
-The paper measures it on ImageNet latents with MMD VQ; here the features are drawn from a Gaussian
-with 16 channels, independent (`white`) or correlated (covariance .9^|i-j|), and the codes are moved
-by the optimiser of `gaussian-shift`'s `ours-none`. What can be compared is the ratio of the two
+Finding 1: both carry 2 log2 K bits. One token of K^2 codes can do whatever two of K can, and a
+little better: `one` is a single codebook over all channels, `two` a codebook for each half. The
+paper measures it on ImageNet latents with MMD VQ; here the features are drawn from a Gaussian with
+16 channels, independent (`white`) or correlated (covariance .9^|i-j|), and the codes are moved by
+the optimiser of `gaussian-shift`'s `ours-none`. What can be compared is the ratio of the two
 errors: the paper's are 1.038 at 128 codes and 1.055 at 256.
 """
 
@@ -30,7 +30,7 @@ class TokenVsCodebook:
     parts: tuple[int, ...] = (64, 128, 256)
     dim: int = 16
     correlation: float = 0.9
-    moving: Moving = replace(Moving(), features=32768, steps=600, test_features=100_000)
+    moving: Moving = replace(Moving(), our_features=32768, steps=600, test_features=100_000)
 
 
 def cells(settings: TokenVsCodebook) -> list[Cell]:
@@ -112,7 +112,7 @@ def plot(rows: list[Row], path: Path) -> None:
     draw(path, panels)
 
 
-_SMALL = replace(Moving(), features=4096, steps=150, test_features=20_000)
+_SMALL = replace(Moving(), our_features=4096, steps=150, test_features=20_000)
 
 EXPERIMENT = Experiment(
     name="token-vs-codebook",
