@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from vqkern.cli import main
-from vqkern.reproduce import NAMES, experiment, gaussian_shift, select
+from vqkern.reproduce import NAMES, experiment, gaussian_shift, moving, select
 from vqkern.reproduce.frame import run_experiment
 from vqkern.reproduce.gaussian_shift import EXPERIMENT
 from vqkern.reproduce.moving import METHODS, Moving
@@ -63,7 +63,7 @@ def test_rows_are_kept_and_only_missing_cells_are_measured(tmp_path):
 def test_a_cell_that_is_killed_goes_on_to_the_same_figures(tmp_path, method, after, monkeypatch):
     cell = {"method": method, "shift": 2.0}
     whole = run_experiment(EXPERIMENT, TINY, [cell], tmp_path / "whole")
-    take_step = gaussian_shift.move_codes.__globals__["take_step"]
+    take_step = moving.take_step
     steps = []
 
     def dies(rule, z, valid, step, settings):
@@ -73,7 +73,7 @@ def test_a_cell_that_is_killed_goes_on_to_the_same_figures(tmp_path, method, aft
         take_step(rule, z, valid, step, settings)
 
     with monkeypatch.context() as patch:
-        patch.setitem(gaussian_shift.move_codes.__globals__, "take_step", dies)
+        patch.setattr(moving, "take_step", dies)
         with pytest.raises(Killed):
             run_experiment(EXPERIMENT, TINY, [cell], tmp_path / "cut", save_every=0)
     assert steps == list(range(after))
@@ -83,12 +83,13 @@ def test_a_cell_that_is_killed_goes_on_to_the_same_figures(tmp_path, method, aft
         steps.append(step)
         take_step(rule, z, valid, step, settings)
 
-    monkeypatch.setitem(gaussian_shift.move_codes.__globals__, "take_step", watched)
+    monkeypatch.setattr(moving, "take_step", watched)
     resumed = run_experiment(EXPERIMENT, TINY, [cell], tmp_path / "cut")
     assert steps == list(range(TINY.moving.steps))
     assert figures(resumed) == figures(whole)
 
 
+@pytest.mark.slow  # three processes that import torch
 def test_a_process_that_is_killed_for_good_goes_on_to_the_same_figures(tmp_path):
     code = (
         "import sys\n"
@@ -127,7 +128,7 @@ def test_a_process_that_is_killed_for_good_goes_on_to_the_same_figures(tmp_path)
 def test_the_state_of_another_cell_is_not_taken(tmp_path, monkeypatch):
     cells = EXPERIMENT.cells(TINY)[:2]
     whole = run_experiment(EXPERIMENT, TINY, cells, tmp_path / "whole")
-    take_step = gaussian_shift.move_codes.__globals__["take_step"]
+    take_step = moving.take_step
 
     def dies(rule, z, valid, step, settings):
         if step == 5:
@@ -135,7 +136,7 @@ def test_the_state_of_another_cell_is_not_taken(tmp_path, monkeypatch):
         take_step(rule, z, valid, step, settings)
 
     with monkeypatch.context() as patch:
-        patch.setitem(gaussian_shift.move_codes.__globals__, "take_step", dies)
+        patch.setattr(moving, "take_step", dies)
         with pytest.raises(Killed):
             run_experiment(EXPERIMENT, TINY, cells[:1], tmp_path / "cut", save_every=0)
     run_experiment(EXPERIMENT, TINY, cells[1:], tmp_path / "cut")

@@ -32,10 +32,10 @@ class Bounds:
     """Settings: codebook sizes and dimensions of the data, and how the optima are searched."""
 
     dims: tuple[int, ...] = (2, 4, 8)
-    codebook_sizes: tuple[int, ...] = (256, 4096, 65536)
+    codebook_sizes: tuple[int, ...] = (256, 4096, 16384)
     effective_dims: tuple[int, ...] = (1, 2, 3)
     vectors_per_code: int = 32
-    iterations: int = 20
+    iterations: int = 10
     seed: int = 0
 
 

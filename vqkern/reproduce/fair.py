@@ -65,7 +65,7 @@ class Fair:
     base_codes: int = 1024
     pool: int = 131072
     test: int = 65536
-    substitution: Substitution = Substitution(steps=600, tokens=4096, lr=0.05)
+    substitution: Substitution = Substitution(steps=400, tokens=4096, lr=0.05)
     crop: int = 64
     seed: int = 0
 

@@ -30,7 +30,7 @@ class TokenVsCodebook:
     parts: tuple[int, ...] = (64, 128, 256)
     dim: int = 16
     correlation: float = 0.9
-    moving: Moving = replace(Moving(), our_features=32768, steps=600, test_features=100_000)
+    moving: Moving = replace(Moving(), our_features=16384, steps=400, test_features=100_000)
 
 
 def cells(settings: TokenVsCodebook) -> list[Cell]:
