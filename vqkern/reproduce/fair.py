@@ -56,7 +56,7 @@ class Fair:
         base_codes: of the codebook that it is trained with.
         pool, test: features for training and for measuring, of different crops.
         substitution: training of each quantizer.
-        crop, held_out: sides in pixels, of training crops and of the regions held out for PSNR.
+        crop: side of the training crops in pixels.
     """
 
     bits: int = 12
