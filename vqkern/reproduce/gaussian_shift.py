@@ -7,7 +7,8 @@ rate 1 (vanilla), 3 (online, wasserstein) or .02 (linear map with bias over a fr
 mean squared error summed over channels, for Wasserstein .1 times that plus 10 times the unsquared
 distance; EMA with decay .9 and counts that start at 0. `ours-*` share one optimiser (see
 `vqkern.training.code_optimizer`) and revive codes that stay unused: `ours-none` is that alone,
-`ours-mmd` and `ours-wasserstein` add an alignment.
+`ours-mmd` and `ours-wasserstein` add an alignment. `wide-mmd` has our optimiser, no revival, and
+the bandwidths 4b .. b/4 about the mean squared distance b, the common choice.
 """
 
 from __future__ import annotations

@@ -136,7 +136,8 @@ def _ours_mmd(table: Table, settings: Moving) -> Rule:
 def _wide_mmd(table: Table, settings: Moving) -> Rule:
     limits = {"max_features": settings.mmd_points, "max_codes": settings.mmd_points}
     alignment = MMD(weight=1.0, multiples=(0.25, 0.5, 1.0, 2.0, 4.0), **limits)
-    return _ours(table, settings, alignment)._replace(fading=False)
+    optimizer = code_optimizer(table, lr=settings.lr)
+    return Rule(table, Gradient(), 1.0, alignment, optimizer, scheduled=True)
 
 
 METHODS: dict[str, Callable[[Table, Moving], Rule]] = {

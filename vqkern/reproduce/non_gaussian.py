@@ -3,8 +3,8 @@
 VQ-Transplant appendix, tables 12 and 13 and figure 7: 16,384 codes of 8 channels, 20,000 features a
 step. The paper trains for 10,000 steps and does not say with which optimiser; here it is 2,000
 steps. `wasserstein` has the optimiser and weights published for the shifted Gaussian
-(`gaussian-shift`), `wide-mmd` our optimiser and the bandwidths 4b .. b/4 about the mean squared
-distance b, the common choice. `ours-*` are the methods of `gaussian-shift`, with nothing changed.
+(`gaussian-shift`), `wide-mmd` our optimiser and the common bandwidths. `wide-mmd` and `ours-*` are
+the methods of `gaussian-shift`, with nothing changed.
 """
 
 from __future__ import annotations
