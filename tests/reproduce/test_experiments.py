@@ -120,6 +120,7 @@ def test_bounds_hold(tiny, tmp_path, capsys):
     printed, rows = run(tiny, tmp_path, capsys, "bounds")
     assert all(row["holds"] == 1 for row in rows) and "BROKEN" not in printed
     for row in rows:
+        assert row["vq"] <= row["pq"] <= row["sq"]
         if row["data"] == "cube":
             # k-means cannot beat the ball bound but for the sample that it has seen.
             assert row["floor"] < 1.15 * row["vq"] and row["floor"] > row["lower"]

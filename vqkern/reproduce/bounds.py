@@ -5,9 +5,9 @@ lie between d / (4 K^(2/d)) and 8 d / K^(2/d). Proposition 3: where the data lie
 d_eff dimensions, VQ's optimum is at most 8 d d_eff / K^(2/d_eff), while on the diagonal PQ with M
 parts has at least M/4 K^(-2/M) and SQ at least d/4 K^(-2/d).
 
-`vq` and `pq` are errors that k-means reaches on a sample, `sq` those of one-dimensional k-means in
-every channel: each is at least the optimum, so that an upper bound which holds for it holds for the
-optimum. What must not be too high is bounded from below without a search: by the ball for the cube
+`sq` is the error that one-dimensional k-means in every channel reaches on a sample, `pq` that of
+k-means in two parts and `vq` that of k-means, or of the narrower kind where that is lower: each is
+at least the optimum, so that an upper bound which holds for it holds for the optimum. What must not be too high is bounded from below without a search: by the ball for the cube
 (no K cells of its volume have a smaller second moment than balls: `floor`), and on the diagonal by
 the exact optimum of evenly spaced levels.
 """
@@ -72,6 +72,9 @@ def measure(settings: Bounds, cell: Cell, work: Work) -> Row:
     pq = sum(kmeans_error(part, math.isqrt(k), settings) for part in x.chunk(2, dim=1))
     levels = max(1, int(k ** (1 / d) + 1e-9))
     sq = sum(kmeans_error(x[:, i : i + 1], levels, settings) for i in range(d))
+    # Levels of channels are codebooks of parts, and those are a codebook: none does worse.
+    pq = min(pq, sq)
+    vq = min(vq, pq)
     found = {"vq": vq, "pq": pq, "sq": sq}
     work.advance(k)
     if cell["check"] == "proposition 2":

@@ -70,7 +70,14 @@ def plot(rows: list[Row], path: Path) -> None:
 
 
 _SMALL = replace(
-    Moving(), codes=1024, features=4096, our_features=4096, steps=300, test_features=20_000
+    Moving(),
+    codes=1024,
+    features=4096,
+    our_features=4096,
+    steps=300,
+    test_features=20_000,
+    # In fewer steps a code must take larger ones to travel as far.
+    lr=0.2,
 )
 
 EXPERIMENT = Experiment(
