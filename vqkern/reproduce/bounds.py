@@ -7,9 +7,10 @@ parts has at least M/4 K^(-2/M) and SQ at least d/4 K^(-2/d).
 
 `sq` is the error that one-dimensional k-means in every channel reaches on a sample, `pq` that of
 k-means in two parts and `vq` that of k-means, or of the narrower kind where that is lower: each is
-at least the optimum, so that an upper bound which holds for it holds for the optimum. What must not be too high is bounded from below without a search: by the ball for the cube
-(no K cells of its volume have a smaller second moment than balls: `floor`), and on the diagonal by
-the exact optimum of evenly spaced levels.
+at least the optimum, so that an upper bound which holds for it holds for the optimum. What must not
+be too high is bounded from below without a search (`floor`): on the cube by balls, than which no
+cells of equal volume have a smaller second moment, and on the diagonal by evenly spaced levels,
+which are optimal there.
 """
 
 from __future__ import annotations
