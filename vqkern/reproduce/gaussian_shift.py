@@ -94,7 +94,7 @@ def plot_beside(rows: list[Row], paper: list[dict], path: Path, axis: str, title
         for method in dict.fromkeys(row["method"] for row in rows):
             mine = [row for row in rows if row["method"] == method]
             lines.append((method, [r["shift"] for r in mine], [r[key] for r in mine], "o-"))
-            theirs = [row for row in paper if row["method"] == method]
+            theirs = [row for row in paper if row["method"] == str(method).removeprefix("ours-")]
             if theirs:
                 values = [row[key] for row in theirs]
                 lines.append((f"{method}, paper", [r["shift"] for r in theirs], values, "--"))
