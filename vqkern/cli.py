@@ -45,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_module(commands, "tokenize", "vqkern.tokenize", tokenize)
     _add_module(commands, "data", "vqkern.data.command", "crop and pack images into tar shards")
     _add_module(commands, "bench", "vqkern.bench", "time nearest_code against its peers here")
+    summary = "recompute tables of the papers that need no data set"
+    _add_module(commands, "reproduce", "vqkern.reproduce", summary)
     return parser
 
 

@@ -1,5 +1,6 @@
 """Trainers: a base tokenizer from scratch, and the two stages of VQ-Transplant."""
 
+from vqkern.training.code_optimizer import code_optimizer
 from vqkern.training.engine import OnStep, StepReport
 from vqkern.training.from_scratch import FromScratch, train_from_scratch
 from vqkern.training.transplant import (
@@ -17,6 +18,7 @@ __all__ = [
     "StepReport",
     "Substitution",
     "adapt_decoder",
+    "code_optimizer",
     "encode_pool",
     "substitute",
     "train_from_scratch",
