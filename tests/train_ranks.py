@@ -71,7 +71,7 @@ def run(out: Path, ranks: int = 1, kill: str | None = None, **changes: dict) -> 
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(600)
         if process.is_alive():
             process.kill()
             raise TimeoutError(f"rank {processes.index(process)} hangs")
