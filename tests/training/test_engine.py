@@ -258,7 +258,9 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     train(recipe(optim={"steps": 2}), tmp_path / "run")
     with pytest.raises(ValueError, match=r"another recipe \(optim.lr: 0.001, now 0.002\)"):
         train(recipe(optim={"steps": 2, "lr": 2e-3}), tmp_path / "run")
-    train(recipe(optim={"steps": 2}, data={"workers": 1}), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"run.seed: 0, now 1"):
+        train(recipe(optim={"steps": 2}, run={"seed": 1}), tmp_path / "run")
+    train(recipe(optim={"steps": 2}, data={"workers": 1}, run={"keep": 1}), tmp_path / "run")
 
 
 def test_sample_grids_leave_the_training_as_it_is(tmp_path):

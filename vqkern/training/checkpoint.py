@@ -197,7 +197,7 @@ def _remove_old(folder: Path, keep: int) -> None:
         # Renamed first: a kill in the middle must not leave half a checkpoint that looks complete.
         gone = old.with_name(old.name + _UNFINISHED)
         old.rename(gone)
-        shutil.rmtree(gone)
+        shutil.rmtree(gone, ignore_errors=True)  # what is left goes with the next save
 
 
 def _together(action: Callable[[], None], on_all: bool = False) -> None:

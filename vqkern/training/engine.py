@@ -175,7 +175,8 @@ def _judge_pass(judge, images, fakes, state) -> dict[str, Tensor]:
 
 def _update(state: State, values: dict[str, Tensor]) -> None:
     """One step of all optimizers, or of none if something is not finite on a rank."""
-    finite = all(bool(value.isfinite()) for value in values.values())
+    stacked = torch.stack([value.to(state.device) for value in values.values()])
+    finite = bool(stacked.isfinite().all())
     overflow = False
     used = [o for o in state.optimizers() if any(p.grad is not None for p in _parameters(o))]
     for optimizer in used:
@@ -327,12 +328,12 @@ def _save(out: Path, state: State, keep: int, log: Log | None, final: bool = Fal
 
 def _save_samples(out: Path, state: State, samples, log: Log) -> None:
     tokenizer = state.model.tokenizer
-    images = torch.stack([samples[number] for number in range(GRID_IMAGES)]).to(state.device)
-    with state.averaged():
-        reconstructions = tokenizer.reconstruct(images)
     try:
+        images = torch.stack([samples[n] for n in range(GRID_IMAGES)]).to(state.device)
+        with state.averaged():
+            reconstructions = tokenizer.reconstruct(images)
         save_grid(out / SAMPLES / f"step-{state.step:08d}.png", images, reconstructions)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the disk is full, or an image has gone
         log.say(f"no picture at step {state.step}: {error}; training goes on")
 
 

@@ -17,7 +17,17 @@ from vqkern.training.recipe import AdversarialSettings, Recipe
 from vqkern.training.trained import Trained
 
 # Settings that a resumed run may change: none of them changes what is trained.
-FREE = ("run.", "data.micro_batch", "data.workers", "data.folder", "tokenizer.pretrained")
+FREE = (
+    "run.device",
+    "run.save_every",
+    "run.log_every",
+    "run.sample_every",
+    "run.keep",
+    "data.micro_batch",
+    "data.workers",
+    "data.folder",
+    "tokenizer.pretrained",
+)
 
 
 class State:
