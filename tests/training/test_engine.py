@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -187,15 +188,16 @@ def test_three_such_steps_in_a_row_end_the_run(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_keeps_the_old_checkpoint_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
-    write = checkpoint._write
+    writer = checkpoint.HuggingFaceStorageWriter
+    write = writer.write_data
 
-    def full(part, tensors):
-        if "00000004" in part.name:
-            (part / "half").write_bytes(b"0" * 100)
+    def full(self, plan, planner):
+        if "00000004" in str(self.path):
+            (Path(self.path) / "half").write_bytes(b"0" * 100)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(part, tensors)
+        return write(self, plan, planner)
 
-    monkeypatch.setattr(checkpoint, "_write", full)
+    monkeypatch.setattr(writer, "write_data", full)
     assert train(recipe(optim={"steps": 6}), tmp_path / "run").step == 6
     said = capsys.readouterr().err
     assert "no checkpoint at step 4" in said and "No space left on device" in said
@@ -204,10 +206,10 @@ def test_a_full_disk_keeps_the_old_checkpoint_says_so_and_goes_on(tmp_path, monk
 
 
 def test_a_full_disk_in_the_end_is_an_error(tmp_path, monkeypatch):
-    def full(part, tensors):
+    def full(self, plan, planner):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint, "_write", full)
+    monkeypatch.setattr(checkpoint.HuggingFaceStorageWriter, "write_data", full)
     with pytest.raises(OSError, match="No space left on device"):
         train(recipe(optim={"steps": 2}), tmp_path / "run")
 

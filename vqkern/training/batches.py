@@ -5,7 +5,7 @@ function of its number and the seed. So the data position of a run is its step, 
 of ranks, workers or micro-batches.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -147,8 +147,8 @@ class _Careful(Dataset):
 
 def micro_batches(
     samples: Samples, share: Share, steps: range, workers: int
-) -> Iterator[Tensor | Unreadable]:
-    """The rank's micro-batches [size, 3, S, S] of the given steps, in order."""
+) -> Generator[Tensor | Unreadable, None, None]:
+    """The rank's micro-batches [size, 3, S, S] of the given steps, in order; to be closed."""
     loader = DataLoader(
         _Careful(samples),
         batch_sampler=_Numbers(share, steps),
@@ -160,7 +160,12 @@ def micro_batches(
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
     )
-    return iter(loader)
+    batches = iter(loader)
+    try:
+        yield from batches
+    finally:
+        # Here and now: the processes ignore the signal by which Python would end them at exit.
+        del batches
 
 
 def _collate(images: list) -> Tensor | Unreadable:

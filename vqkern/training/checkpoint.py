@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
@@ -206,7 +207,7 @@ def _together(action: Callable[[], None], on_all: bool = False) -> None:
     try:
         if on_all or this_rank() == 0:
             action()
-    except Exception as error:  # whatever it is, the other ranks must hear of it
+    except (Exception, CheckpointException) as error:  # torch derives its own from BaseException
         problem = error
     went_well = torch.tensor(int(problem is None))
     least_over_ranks(went_well)

@@ -78,24 +78,25 @@ def train(recipe: Recipe, out: str | Path) -> Result:
         if this_rank() == 0:
             _write_recipe(out, recipe)
         log = Log(out, state.step, recipe.optim.steps, share.batch) if this_rank() == 0 else None
+        steps = range(state.step, recipe.optim.steps)
+        batches = micro_batches(samples, share, steps, recipe.data.workers)
         try:
-            return _loop(recipe, out, share, samples, state, losses, signals, log)
+            return _loop(recipe, out, share.count, samples, batches, state, losses, signals, log)
         finally:
+            batches.close()
             if log is not None:
                 log.close()
 
 
-def _loop(recipe, out, share, samples, state, losses, signals, log) -> Result:
+def _loop(recipe, out, count, samples, batches, state, losses, signals, log) -> Result:
     optim, run = recipe.optim, recipe.run
     if optim.compile:
         state.model.tokenizer.encoder.compile()
         state.model.tokenizer.decoder.compile()
     model, judge = _distributed(state.model), _distributed(state.adversary)
-    steps = range(state.step, optim.steps)
-    batches = micro_batches(samples, share, steps, recipe.data.workers)
     saved = state.step if state.step else None
-    for step in steps:
-        images, problem = _fetch(batches, share.count, state.device)
+    for step in range(state.step, optim.steps):
+        images, problem = _fetch(batches, count, state.device)
         unreadable, stop = any_rank(problem is not None, signals.received is not None)
         if unreadable or stop:
             if state.step != saved:
