@@ -210,8 +210,9 @@ def test_a_full_disk_in_the_end_is_an_error(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoint.HuggingFaceStorageWriter, "write_data", full)
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(OSError, match="last checkpoint, at step 2, .*No space left on device"):
         train(recipe(optim={"steps": 2}), tmp_path / "run")
+    assert list((tmp_path / "run/checkpoints").iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])

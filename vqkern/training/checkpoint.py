@@ -60,8 +60,13 @@ def save_checkpoint(
     _together(lambda: _make_room(folder, part))
     # Views and other memory formats become plain arrays, which is all that a file can hold.
     plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    _together(lambda: _write(part, plain), on_all=True)
-    _together(lambda: _complete(part, final, step, described))
+    try:
+        _together(lambda: _write(part, plain), on_all=True)
+        _together(lambda: _complete(part, final, step, described))
+    except CheckpointError:
+        if this_rank() == 0:  # what did not fit must not take up the room
+            shutil.rmtree(part, ignore_errors=True)
+        raise
     _together(lambda: _remove_old(folder, keep))
     return final
 

@@ -317,7 +317,10 @@ def _save(out: Path, state: State, keep: int, log: Log | None, final: bool = Fal
         save_checkpoint(out / CHECKPOINTS, state.step, tensors, state.described(), keep=keep)
     except CheckpointError as error:
         if final:
-            raise
+            raise CheckpointError(
+                f"the last checkpoint, at step {state.step}, cannot be written: {error}; the "
+                f"earlier ones are kept, and the same command goes on from them"
+            ) from error
         if log is not None:
             log.say(
                 f"no checkpoint at step {state.step}: {error}; the earlier ones are kept, "
