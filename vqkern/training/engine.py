@@ -100,7 +100,7 @@ def _loop(recipe, out, count, samples, batches, state, losses, signals, log) -> 
         unreadable, stop = any_rank(problem is not None, signals.received is not None)
         if unreadable or stop:
             if state.step != saved:
-                _save(out, state, run.keep, log)
+                _save(out, state, run.keep, log, final=True)
             if unreadable:
                 raise ValueError(
                     f"{problem or 'another rank could not read an image'} (step {step + 1}; "
