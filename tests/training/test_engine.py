@@ -60,6 +60,7 @@ def lines(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize("codebook_lr", [None, 0.01])
 @pytest.mark.parametrize(
     ("trainer", "moving"),
     [
@@ -68,10 +69,11 @@ def lines(out):
         ("stage_2_joint", {"encoder", "quantizer", "decoder"}),
     ],
 )
-def test_a_trainer_moves_its_parts_alone(tmp_path, trainer, moving):
+def test_a_trainer_moves_its_parts_alone(tmp_path, trainer, moving, codebook_lr):
     base = pretrained(tmp_path)
     out = tmp_path / "run"
-    assert train(transplant(base, trainer), out) == Result(step=4, skipped=0, signal=None)
+    plan = transplant(base, trainer, optim={"codebook_lr": codebook_lr})
+    assert train(plan, out) == Result(step=4, skipped=0, signal=None)
     before, after = from_pretrained(base / "tokenizer"), from_pretrained(out / "tokenizer")
     if trainer == "stage_1":
         assert after.quantizer.codebook_size == 32 and before.quantizer.codebook_size == 64

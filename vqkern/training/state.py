@@ -41,12 +41,13 @@ class State:
         self.recipe, self.model, self.device = recipe, model, device
         self.step = self.skipped = self.streak = 0
         optim, gan = recipe.optim, recipe.loss.adversarial
+        code_rate = optim.lr if optim.codebook_lr is None else optim.codebook_lr
         self.optimizer = _adamw(
-            {
-                (optim.lr, optim.weight_decay): model.networks(),
+            [
+                (model.networks(), optim.lr, optim.weight_decay),
                 # Weight decay would pull codes to the origin, away from the features.
-                (optim.codebook_lr or optim.lr, 0.0): model.code_parameters(),
-            },
+                (model.code_parameters(), code_rate, 0.0),
+            ],
             optim.betas,
         )
         self.adversary = build_adversary(gan)
@@ -54,7 +55,7 @@ class State:
         if self.adversary is not None:
             self.adversary.to(device).train()
             parameters = list(self.adversary.parameters())
-            self.judge_optimizer = _adamw({(gan.lr, gan.weight_decay): parameters}, gan.betas)
+            self.judge_optimizer = _adamw([(parameters, gan.lr, gan.weight_decay)], gan.betas)
         self.scaler = torch.amp.GradScaler(device.type, enabled=optim.precision == "fp16")
         self.average = None if optim.ema is None else Average(self._trained(), optim.ema)
         self.undo = Undo(self._moved_by_forward())
@@ -217,12 +218,13 @@ def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _adamw(
-    groups: dict[tuple[float, float], list[nn.Parameter]], betas: tuple[float, float]
+    groups: list[tuple[list[nn.Parameter], float, float]], betas: tuple[float, float]
 ) -> torch.optim.AdamW | None:
-    """AdamW with its state made at once, so that a checkpoint can be read into it."""
+    """AdamW over groups (parameters, rate, weight decay), with its state made at once, so that a
+    checkpoint can be read into it; None if nothing is to be moved."""
     described = [
         {"params": parameters, "lr": rate, "peak_lr": rate, "weight_decay": decay}
-        for (rate, decay), parameters in groups.items()
+        for parameters, rate, decay in groups
         if parameters
     ]
     if not described:
