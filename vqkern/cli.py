@@ -11,7 +11,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; mistakes of the user end in one line on stderr and exit code 2."""
     name = "vqkern"
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parse(argv)
         name = f"vqkern {arguments.command}"
         return arguments.run(arguments)
     except BrokenPipeError:
@@ -28,6 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and not hasattr(arguments, "overrides"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.overrides = rest
+    return arguments
+
+
 def _complain(name: str, error: Exception) -> int:
     message = " ".join(str(error).split()) or type(error).__name__
     print(f"{name}: {message}", file=sys.stderr)
@@ -41,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_info(commands)
     _add_module(commands, "demo", "vqkern.demo", "make a large-codebook tokenizer from photographs")
+    _add_module(commands, "train", "vqkern.training.command", "train a tokenizer by a recipe")
+    _add_module(commands, "eval", "vqkern.training.evaluate", "measure the tokenizer of a run")
     tokenize = "encode a folder of images into token shards"
     _add_module(commands, "tokenize", "vqkern.tokenize", tokenize)
     _add_module(commands, "data", "vqkern.data.command", "crop and pack images into tar shards")

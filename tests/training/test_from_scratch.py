@@ -8,7 +8,7 @@ from vqkern.data import CropSampler, load_photographs
 from vqkern.metrics import psnr
 from vqkern.tokenizers import ConvConfig, build_tokenizer
 from vqkern.training import FromScratch, train_from_scratch
-from vqkern.training.engine import linear_decay
+from vqkern.training.stages import linear_decay
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = ConvConfig(latent_dim=4, widths=(8, 16), blocks=(1, 1), groups=4)

@@ -2,5 +2,6 @@
 
 from vqkern.metrics.images import psnr, ssim
 from vqkern.metrics.latents import quantization_error
+from vqkern.metrics.protocols import PROTOCOLS, Fidelity, fidelity
 
-__all__ = ["psnr", "quantization_error", "ssim"]
+__all__ = ["PROTOCOLS", "Fidelity", "fidelity", "psnr", "quantization_error", "ssim"]

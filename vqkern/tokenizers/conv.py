@@ -97,6 +97,7 @@ class Standardize(nn.Module):
         self.register_buffer("variance", torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.mean.dtype)  # autocast gives 16 bits, too few for statistics
         mean, variance = self.mean, self.variance
         if self.training:
             mean = x.mean((0, 2, 3))

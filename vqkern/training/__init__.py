@@ -1,8 +1,8 @@
 """Trainers: a base tokenizer from scratch, and the two stages of VQ-Transplant."""
 
 from vqkern.training.code_optimizer import code_optimizer
-from vqkern.training.engine import OnStep, StepReport
 from vqkern.training.from_scratch import FromScratch, train_from_scratch
+from vqkern.training.stages import OnStep, StepReport
 from vqkern.training.transplant import (
     Adaptation,
     Substitution,

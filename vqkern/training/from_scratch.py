@@ -9,7 +9,7 @@ from vqkern.data import CropSampler
 from vqkern.metrics import quantization_error
 from vqkern.tokenizers import Tokenizer
 from vqkern.tokenizers.conv import start_at_principal_components
-from vqkern.training.engine import (
+from vqkern.training.stages import (
     BETAS,
     OnStep,
     StepReport,

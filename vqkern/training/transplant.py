@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vqkern.data import CropSampler
 from vqkern.metrics import quantization_error
 from vqkern.tokenizers import Tokenizer
-from vqkern.training.engine import (
+from vqkern.training.stages import (
     BETAS,
     OnStep,
     StepReport,

@@ -1,0 +1,76 @@
+"""Training images by number: every image once an epoch, whatever the ranks and workers."""
+
+import pytest
+import torch
+from PIL import Image
+
+from vqkern.training.batches import FolderSamples, Share, Unreadable, micro_batches
+from vqkern.training.recipe import DataSettings
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Nine images of one grey each, 10, 20, ... 90, of two shapes."""
+    for number in range(9):
+        size = (40, 30) if number % 2 else (24, 60)
+        Image.new("RGB", size, (10 * number + 10,) * 3).save(tmp_path / f"{number}.png")
+    return tmp_path
+
+
+def greys(images):
+    return [round(float((image.mean() + 1) * 12.75)) for image in images]
+
+
+def test_every_image_comes_once_an_epoch_in_an_order_of_its_own(folder):
+    samples = FolderSamples(str(folder), 16, flip=True, seed=0)
+    epochs = [greys(samples[n] for n in range(9 * e, 9 * e + 9)) for e in range(3)]
+    assert all(sorted(epoch) == list(range(1, 10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert samples[3].shape == (3, 16, 16)
+    other = FolderSamples(str(folder), 16, flip=True, seed=1)
+    assert epochs[0] != greys(other[n] for n in range(9))
+
+
+def test_an_image_is_a_function_of_its_number(folder):
+    noise = torch.randint(256, (50, 60, 3), dtype=torch.uint8).numpy()
+    Image.fromarray(noise).save(folder / "noise.png")
+    first, second = (FolderSamples(str(folder), 16, flip=True, seed=0) for _ in range(2))
+    forward = [first[n] for n in range(20)]
+    backward = [second[n] for n in reversed(range(20))][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(forward, backward, strict=True))
+    views = {tuple(i.flatten()[:50].tolist()) for i in forward if float(i.std()) > 0.1}
+    assert len(views) == 2  # another crop in each epoch
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ranks_together_read_the_batches_of_one(folder, workers):
+    samples = FolderSamples(str(folder), 16, flip=False, seed=0)
+
+    def read(ranks, size):
+        shares = [Share.of(DataSettings(batch=6, micro_batch=size), r, ranks) for r in range(ranks)]
+        rows = [list(micro_batches(samples, s, range(2, 4), workers)) for s in shares]
+        steps = [[m for row in rows for m in row[s * k : (s + 1) * k]] for s in range(2)
+                 for k in [shares[0].count]]
+        return [torch.cat(step) for step in steps]
+
+    alone = read(1, None)
+    expected = torch.stack([samples[n] for n in range(12, 18)])
+    assert torch.equal(alone[0], expected)
+    for ranks, size in ((1, 2), (2, 3), (3, 1)):
+        assert all(torch.equal(a, b) for a, b in zip(alone, read(ranks, size), strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_comes_as_its_message(folder, workers):
+    samples = FolderSamples(str(folder), 16, flip=False, seed=0)
+    (folder / "4.png").write_bytes(b"not an image")
+    share = Share.of(DataSettings(batch=9), 0, 1)
+    batch = next(micro_batches(samples, share, range(1), workers))
+    assert isinstance(batch, Unreadable) and "4.png" in batch and "\n" not in batch
+
+
+def test_reading_draws_no_random_number_of_the_training(folder):
+    samples = FolderSamples(str(folder), 16, flip=True, seed=0)
+    before = torch.get_rng_state()
+    list(micro_batches(samples, Share.of(DataSettings(batch=4), 0, 1), range(2), 1))
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,301 @@
+"""The training loop: what moves, what is skipped, what stops it, and what it says."""
+
+import errno
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import train_ranks
+from PIL import Image
+
+from vqkern.cli import main
+from vqkern.tokenizers import from_pretrained
+from vqkern.training import checkpoint, engine
+from vqkern.training.config import from_mapping
+from vqkern.training.engine import Result, rate_factor, train
+from vqkern.training.recipe import OptimSettings, Recipe
+from vqkern.training.trained import Trained
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+PLAIN = {"discriminator": "none", "start": 0}
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def recipe(**changes):
+    small = {
+        "data": {"workers": 0, "micro_batch": None},
+        "loss": {"adversarial": PLAIN},
+        "optim": {"steps": 4, "ema": None},
+        "run": {"save_every": 2, "log_every": 1},
+    }
+    described = train_ranks.merged(train_ranks.merged(train_ranks.RECIPE, small), changes)
+    return from_mapping(Recipe, described)
+
+
+def pretrained(tmp_path):
+    out = tmp_path / "base"
+    train(recipe(optim={"steps": 1}), out)
+    return out
+
+
+def transplant(base, trainer, name="vanilla", **changes):
+    quantizer = {"name": name, "codebook_size": 32, "options": {}}
+    if trainer != "stage_1":
+        quantizer = {"name": None}
+    tokenizer = {"pretrained": str(base), "architecture": None, "start_images": 0}
+    return recipe(trainer=trainer, tokenizer=tokenizer, quantizer=quantizer, **changes)
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("codebook_lr", [None, 0.01])
+@pytest.mark.parametrize(
+    ("trainer", "moving"),
+    [
+        ("stage_1", {"quantizer"}),
+        ("stage_2", {"decoder"}),
+        ("stage_2_joint", {"encoder", "quantizer", "decoder"}),
+    ],
+)
+def test_a_trainer_moves_its_parts_alone(tmp_path, trainer, moving, codebook_lr):
+    base = pretrained(tmp_path)
+    out = tmp_path / "run"
+    plan = transplant(base, trainer, optim={"codebook_lr": codebook_lr})
+    assert train(plan, out) == Result(step=4, skipped=0, signal=None)
+    before, after = from_pretrained(base / "tokenizer"), from_pretrained(out / "tokenizer")
+    if trainer == "stage_1":
+        assert after.quantizer.codebook_size == 32 and before.quantizer.codebook_size == 64
+        before.quantizer = after.quantizer
+        moving = set()
+    different = {
+        name.split(".")[0]
+        for name, value in after.state_dict().items()
+        if not torch.equal(value, before.state_dict()[name])
+    }
+    assert different == moving
+    assert ("pixel" in lines(out)[0]) == (trainer != "stage_1")
+
+
+def test_stage_1_lowers_the_quantization_error(tmp_path):
+    base = pretrained(tmp_path)
+    train(transplant(base, "stage_1", optim={"steps": 30, "codebook_lr": 0.1}), tmp_path / "run")
+    logged = lines(tmp_path / "run")
+    assert logged[-1]["error"] < 0.8 * logged[0]["error"]
+
+
+def test_codes_without_gradients_are_trained_too(tmp_path):
+    base = pretrained(tmp_path)
+    train(transplant(base, "stage_1", name="ema"), tmp_path / "run")
+    logged = lines(tmp_path / "run")
+    assert logged[-1]["error"] < logged[0]["error"] and "lr" not in logged[0]
+
+
+def test_accumulated_micro_batches_are_one_batch(tmp_path):
+    """Group norms alone: each image by itself, so that only the order of sums differs."""
+    base = pretrained(tmp_path)
+    states = []
+    for size in (None, 2):
+        out = tmp_path / f"run-{size}"
+        train(transplant(base, "stage_2", data={"micro_batch": size}), out)
+        states.append(from_pretrained(out / "tokenizer").state_dict())
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_autocast_leaves_quantization_exact(tmp_path, precision, monkeypatch):
+    seen = []
+    forward = Trained.forward
+
+    def watched(self, images):
+        quantizer = self.tokenizer.quantizer
+        handle = quantizer.register_forward_hook(
+            lambda module, given, result: seen.append(
+                (given[0], result.index, module.codes.detach().clone())
+            )
+        )
+        outcome = forward(self, images)
+        handle.remove()
+        return outcome
+
+    monkeypatch.setattr(Trained, "forward", watched)
+    result = train(recipe(optim={"precision": precision, "steps": 3}), tmp_path / "run")
+    assert result.step == 3
+    z, index, codes = seen[0]
+    assert z.dtype == codes.dtype == torch.float32
+    rows = z.detach().movedim(1, -1).double()
+    distances = (rows[..., None, :] - codes.double()).square().sum(-1)
+    assert torch.equal(distances.argmin(-1), index)
+
+
+def test_compiled_networks_train_and_save_under_their_own_names(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self)))
+    train(recipe(optim={"compile": True, "steps": 1}), tmp_path / "run")
+    assert [kind.__name__ for kind in compiled] == ["Encoder", "Decoder"]
+
+
+def poisoned(monkeypatch, steps):
+    """The images of these steps (from 1) hold a NaN."""
+    fetch, seen = engine._fetch, []
+
+    def with_nan(*given):
+        images, problem = fetch(*given)
+        seen.append(0)
+        if len(seen) in steps:
+            images[0][0, 0, 0, 0] = float("nan")
+        return images, problem
+
+    monkeypatch.setattr(engine, "_fetch", with_nan)
+
+
+def test_a_step_that_is_not_finite_leaves_nothing_behind(tmp_path, monkeypatch):
+    poisoned(monkeypatch, {2, 4})
+    gan = {"discriminator": "patchgan", "start": 0, "lecam": 0.1, "adaptive": True}
+    quantizer = {"name": "online", "codebook_size": 32}
+    states = []
+    update = engine._update
+
+    def watched(state, values):
+        update(state, values)
+        kept = {name: t.clone() for name, t in state.tensors().items()}
+        states.append({name: t for name, t in kept.items() if "counter" not in name})
+
+    monkeypatch.setattr(engine, "_update", watched)
+    result = train(recipe(loss={"adversarial": gan}, quantizer=quantizer), tmp_path / "run")
+    assert result == Result(step=4, skipped=2, signal=None)
+    assert all(bool(t.isfinite().all()) for state in states for t in state.values())
+    same = [torch.equal(states[1][name], value) for name, value in states[0].items()]
+    assert all(same) and not all(torch.equal(states[2][n], v) for n, v in states[0].items())
+    assert lines(tmp_path / "run")[-1]["skipped"] == 2
+
+
+def test_three_such_steps_in_a_row_end_the_run(tmp_path, monkeypatch):
+    poisoned(monkeypatch, {3, 4, 5})
+    with pytest.raises(ValueError, match="not finite in 3 steps in a row.*step 5.*pixel nan"):
+        train(recipe(optim={"steps": 9}), tmp_path / "run")
+    assert checkpoint.newest_checkpoint(tmp_path / "run/checkpoints").name == "step-00000004"
+
+
+def test_a_full_disk_keeps_the_old_checkpoint_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
+    writer = checkpoint.HuggingFaceStorageWriter
+    write = writer.write_data
+
+    def full(self, plan, planner):
+        if "00000004" in str(self.path):
+            (Path(self.path) / "half").write_bytes(b"0" * 100)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(self, plan, planner)
+
+    monkeypatch.setattr(writer, "write_data", full)
+    assert train(recipe(optim={"steps": 6}), tmp_path / "run").step == 6
+    said = capsys.readouterr().err
+    assert "no checkpoint at step 4" in said and "No space left on device" in said
+    names = sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir())
+    assert names == ["step-00000002", "step-00000006"]
+
+
+def test_a_full_disk_in_the_end_is_an_error(tmp_path, monkeypatch):
+    def full(self, plan, planner):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint.HuggingFaceStorageWriter, "write_data", full)
+    with pytest.raises(OSError, match="last checkpoint, at step 2, .*No space left on device"):
+        train(recipe(optim={"steps": 2}), tmp_path / "run")
+    assert list((tmp_path / "run/checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_signals_save_and_end_the_run_after_the_step(tmp_path, monkeypatch, number):
+    update = engine._update
+
+    def signalled(state, values):
+        update(state, values)
+        if state.step == 2:  # within step 3
+            os.kill(os.getpid(), number)
+
+    whole = tmp_path / "whole"
+    train(recipe(optim={"steps": 5}), whole)
+    monkeypatch.setattr(engine, "_update", signalled)
+    before = signal.getsignal(number)
+    stopped = train(recipe(optim={"steps": 5}), tmp_path / "run")
+    assert stopped == Result(step=3, skipped=0, signal=number)
+    assert signal.getsignal(number) == before
+    monkeypatch.setattr(engine, "_update", update)
+    assert train(recipe(optim={"steps": 5}), tmp_path / "run").step == 5
+    ends = [from_pretrained(out / "tokenizer").state_dict() for out in (whole, tmp_path / "run")]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_a_folder_that_vanishes_is_named_and_nothing_is_lost(tmp_path, monkeypatch):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(4):
+        noise = torch.randint(256, (40, 50, 3), dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(folder / f"{number}.png")
+    update = engine._update
+
+    def vanishing(state, values):
+        update(state, values)
+        if state.step == 2:
+            for file in folder.iterdir():
+                file.unlink()
+
+    monkeypatch.setattr(engine, "_update", vanishing)
+    with pytest.raises(ValueError, match=r"images/\d.png.*cannot be read.*step 4.*saved"):
+        train(recipe(data={"folder": str(folder)}), tmp_path / "run")
+    assert checkpoint.newest_checkpoint(tmp_path / "run/checkpoints").name == "step-00000003"
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
+    train(recipe(optim={"steps": 2}), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"another recipe \(optim.lr: 0.001, now 0.002\)"):
+        train(recipe(optim={"steps": 2, "lr": 2e-3}), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"run.seed: 0, now 1"):
+        train(recipe(optim={"steps": 2}, run={"seed": 1}), tmp_path / "run")
+    train(recipe(optim={"steps": 2}, data={"workers": 1}, run={"keep": 1}), tmp_path / "run")
+
+
+def test_sample_grids_leave_the_training_as_it_is(tmp_path):
+    for every, name in ((0, "without"), (1, "with")):
+        train(recipe(run={"sample_every": every}), tmp_path / name)
+    ends = [from_pretrained(tmp_path / n / "tokenizer").state_dict() for n in ("with", "without")]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    grid = Image.open(tmp_path / "with/samples/step-00000004.png")
+    assert grid.size == (8 * 32, 2 * 32)
+
+
+def test_rates_rise_hold_and_fall():
+    linear = OptimSettings(steps=100, warmup=10, hold=0.5, final=0.1)
+    factors = [rate_factor(linear, step) for step in range(100)]
+    assert factors[0] == pytest.approx(1 / 11) and factors[10:51] == [1.0] * 41
+    assert factors[75] == pytest.approx(0.55) and factors[99] == pytest.approx(0.118)
+    cosine = OptimSettings(steps=100, shape="cosine")
+    assert rate_factor(cosine, 50) == pytest.approx(0.5)
+    assert rate_factor(OptimSettings(steps=100, shape="constant"), 99) == 1.0
+
+
+def test_command_trains_and_measures(tmp_path, capsys):
+    file = tmp_path / "tiny.yaml"
+    from vqkern.training.config import to_yaml
+
+    file.write_text(to_yaml(recipe()))
+    out = tmp_path / "run"
+    assert main(["train", str(file), "--out", str(out), "--optim.steps", "2"]) == 0
+    assert "steps: 2" in (out / "recipe.yaml").read_text()
+    assert main(["eval", str(out)]) == 0
+    figures = json.loads((out / "eval-rgb.json").read_text())
+    assert figures["images"] == 5 and 0 < figures["utilization"] <= 1
+    assert f"{figures['psnr']:.6g}" in capsys.readouterr().out

@@ -1,0 +1,22 @@
+"""Losses of image tokenizers: pixels, perception, and a discriminator's judgement."""
+
+from vqkern.losses.adversary import ADVERSARIAL, Adversary, LeCAM, adaptive_weight
+from vqkern.losses.augment import AUGMENTATIONS, DiffAugment
+from vqkern.losses.patchgan import PatchGAN
+from vqkern.losses.perceptual import load_lpips
+from vqkern.losses.pixel import PIXEL, charbonnier, l1, l2
+
+__all__ = [
+    "ADVERSARIAL",
+    "AUGMENTATIONS",
+    "Adversary",
+    "DiffAugment",
+    "LeCAM",
+    "PIXEL",
+    "PatchGAN",
+    "adaptive_weight",
+    "charbonnier",
+    "l1",
+    "l2",
+    "load_lpips",
+]

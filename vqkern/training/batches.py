@@ -1,0 +1,183 @@
+"""Training images by number, and the batches of a rank from any step on.
+
+Step s of a run takes images s B .. (s + 1) B - 1, B the batch over all ranks, and each image is a
+function of its number and the seed. So the data position of a run is its step, whatever the number
+of ranks, workers or micro-batches.
+"""
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vqkern.data import CropSampler, list_images, load_photographs, read_image, to_float
+from vqkern.training.recipe import DataSettings
+
+RESIZE = 1.125  # of the crop, for the shorter side
+
+
+class Samples(Protocol):
+    """Image `number` of an endless list, float32 [3, S, S] in [-1, 1]; numbers from 0."""
+
+    def __getitem__(self, number: int) -> Tensor:
+        """Raises ValueError where the image cannot be read."""
+
+
+class PictureSamples:
+    """Random crops of pictures in memory."""
+
+    def __init__(self, sampler: CropSampler) -> None:
+        self.sampler = sampler
+
+    def __getitem__(self, number: int) -> Tensor:
+        return self.sampler.batch(number, 1)[0].contiguous()
+
+
+class FolderSamples:
+    """Random crops of a folder's images, each image once an epoch, in an order of its own.
+
+    Raises:
+        ValueError: the folder holds no image.
+    """
+
+    def __init__(self, folder: str, crop: int, flip: bool, seed: int) -> None:
+        self.files = list_images(folder)
+        self.crop, self.flip, self.seed = crop, flip, seed
+        self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
+
+    def __getitem__(self, number: int) -> Tensor:
+        epoch, place = divmod(number, len(self.files))
+        if epoch != self._epoch:
+            rng = np.random.default_rng((self.seed, epoch))
+            self._epoch, self._order = epoch, rng.permutation(len(self.files))
+        pixels = read_image(self.files[self._order[place]])
+        height, width = pixels.shape[1:]
+        scale = self.crop * RESIZE / min(height, width)
+        size = [max(self.crop, round(side * scale)) for side in (height, width)]
+        image = F.interpolate(
+            to_float(pixels)[None], size, mode="bicubic", antialias=True, align_corners=False
+        )[0].clamp_(-1, 1)
+        rng = np.random.default_rng((self.seed, epoch, place))
+        top, left = (int(rng.integers(side - self.crop + 1)) for side in size)
+        image = image[:, top : top + self.crop, left : left + self.crop]
+        return image.flip(2) if self.flip and rng.random() < 0.5 else image.contiguous()
+
+
+def training_samples(data: DataSettings, seed: int) -> Samples:
+    """The images that a recipe names.
+
+    Raises:
+        ValueError: see `load_photographs`, `list_images` and `CropSampler`.
+    """
+    if data.folder is not None:
+        return FolderSamples(data.folder, data.crop, data.flip, seed)
+    pictures, regions = load_photographs()
+    return PictureSamples(CropSampler(pictures, regions, data.crop, seed))
+
+
+@dataclass(frozen=True)
+class Share:
+    """A rank's part of every batch: `count` micro-batches of `size` images.
+
+    Raises:
+        ValueError: the ranks and micro-batches do not divide the batch.
+    """
+
+    batch: int
+    rank: int
+    ranks: int
+    size: int
+
+    @classmethod
+    def of(cls, data: DataSettings, rank: int, ranks: int) -> "Share":
+        own, rest = divmod(data.batch, ranks)
+        if rest:
+            raise ValueError(f"data.batch: {data.batch} images cannot be shared by {ranks} ranks")
+        # With more ranks than the recipe was written for, a micro-batch is at most the rank's part.
+        size = own if data.micro_batch is None else min(data.micro_batch, own)
+        if own % size:
+            raise ValueError(
+                f"data.micro_batch: a rank's {own} images are not a multiple of {size}"
+            )
+        return cls(data.batch, rank, ranks, size)
+
+    @property
+    def count(self) -> int:
+        return self.batch // self.ranks // self.size
+
+    def numbers(self, step: int) -> list[list[int]]:
+        """The images of each micro-batch of a step."""
+        first = step * self.batch + self.rank * self.count * self.size
+        starts = range(first, first + self.count * self.size, self.size)
+        return [list(range(start, start + self.size)) for start in starts]
+
+
+class _Numbers:
+    """The numbers of every micro-batch; a list of them would be as long as the training."""
+
+    def __init__(self, share: Share, steps: range) -> None:
+        self.share, self.steps = share, steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            yield from self.share.numbers(step)
+
+
+class Unreadable(str):
+    """In place of a batch: why an image could not be read."""
+
+
+class _Careful(Dataset):
+    """An error crosses the boundary of a process as a value, with its message alone."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __getitem__(self, number: int) -> Tensor | Unreadable:
+        try:
+            return self.samples[number]
+        except (ValueError, OSError) as error:
+            return Unreadable(error)
+
+
+def micro_batches(
+    samples: Samples, share: Share, steps: range, workers: int
+) -> Generator[Tensor | Unreadable, None, None]:
+    """The rank's micro-batches [size, 3, S, S] of the given steps, in order; to be closed."""
+    loader = DataLoader(
+        _Careful(samples),
+        batch_sampler=_Numbers(share, steps),
+        num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=_leave_signals_to_the_parent if workers else None,
+        # A generator of its own: the loader draws a seed, which must not come out of the training's
+        # random numbers.
+        generator=torch.Generator(),
+        pin_memory=torch.cuda.is_available(),
+    )
+    batches = iter(loader)
+    try:
+        yield from batches
+    finally:
+        # Here and now: the processes ignore the signal by which Python would end them at exit.
+        del batches
+
+
+def _collate(images: list) -> Tensor | Unreadable:
+    for image in images:
+        if isinstance(image, Unreadable):
+            return image
+    return torch.stack(images)
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    # Schedulers signal every process of a job; it is the training that decides what to do.
+    import signal
+
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,76 @@
+"""The tokenizer that a recipe starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vqkern.quantizers import build_quantizer
+from vqkern.tokenizers import ConvConfig, Tokenizer, build_tokenizer, from_pretrained
+from vqkern.tokenizers.conv import start_at_principal_components
+from vqkern.training.batches import Samples
+from vqkern.training.recipe import QuantizerSettings, Recipe
+
+CONFIGS = {"conv": ConvConfig}
+# Images at the start are numbers that training never reaches.
+START_NUMBER = 2**40
+
+
+def build_tokenizer_of(recipe: Recipe, samples: Samples) -> Tokenizer:
+    """A pretrained tokenizer, with the new quantizer where the recipe names one; or a fresh one.
+
+    Weights are drawn from torch's global generator.
+
+    Raises:
+        ValueError: the folder holds no tokenizer; the architecture or the quantizer is unknown, or
+            an option is.
+    """
+    settings = recipe.tokenizer
+    if settings.pretrained is not None:
+        tokenizer = from_pretrained(pretrained_folder(settings.pretrained))
+        if recipe.quantizer.name is not None:
+            new = quantizer_of(recipe.quantizer, tokenizer.config.latent_dim)
+            tokenizer = tokenizer.transplant(new)
+        return tokenizer
+    config = config_of(settings.architecture)
+    tokenizer = build_tokenizer(config, quantizer_of(recipe.quantizer, config.latent_dim))
+    if settings.start_images:
+        numbers = range(START_NUMBER, START_NUMBER + settings.start_images)
+        images = torch.stack([samples[number] for number in numbers])
+        start_at_principal_components(tokenizer.encoder, tokenizer.decoder, images)
+    return tokenizer
+
+
+def config_of(architecture: dict) -> ConvConfig:
+    """The config of `{name: conv, latent_dim: 8, ...}`."""
+    name = architecture.get("name")
+    if name not in CONFIGS:
+        raise ValueError(
+            f"tokenizer.architecture.name: got {name!r}, expected one of {', '.join(CONFIGS)}"
+        )
+    try:
+        return CONFIGS[name](**{k: v for k, v in architecture.items() if k != "name"})
+    except TypeError as error:
+        raise ValueError(f"tokenizer.architecture: {error}") from error
+
+
+def quantizer_of(settings: QuantizerSettings, dim: int) -> nn.Module:
+    """The quantizer of feature maps with `dim` channels."""
+    try:
+        return build_quantizer(
+            settings.name,
+            dim=dim,
+            codebook_size=settings.codebook_size,
+            channel_dim=1,
+            **settings.options,
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"quantizer: {error}") from error
+
+
+def pretrained_folder(name: str) -> Path:
+    """The folder itself, or the tokenizer in the folder of a run."""
+    inside = Path(name) / "tokenizer"
+    return inside if inside.is_dir() else Path(name)

@@ -1,0 +1,136 @@
+"""Measure the tokenizer of a run: quantization error, usage of the codes, PSNR and SSIM.
+
+Without --data the images are the regions of the five photographs that training never sees. With
+it they are a folder's: resized so that the shorter side is --size (bicubic), centre cropped.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqkern.data import list_images, load_photographs, read_image, to_float
+from vqkern.metrics import PROTOCOLS, fidelity, quantization_error
+from vqkern.quantizers import Usage
+from vqkern.tokenizers import Tokenizer, from_pretrained
+from vqkern.training.build import pretrained_folder
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `vqkern eval`."""
+    parser.add_argument("run_folder", metavar="RUN", help="folder of a run, or of a tokenizer")
+    parser.add_argument("--data", help="folder of images, in place of the photographs' regions")
+    parser.add_argument("--size", type=int, default=256, help="side of their crops (%(default)s)")
+    parser.add_argument("--protocol", default="rgb", choices=PROTOCOLS, help="(%(default)s)")
+    parser.add_argument("--batch", type=int, default=16, help="images at once (%(default)s)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the figures and writes them to RUN/eval-PROTOCOL.json.
+
+    Raises:
+        ValueError: no tokenizer there, no images, or images that cannot be read.
+    """
+    from vqkern.training.ranks import device_of
+
+    for name in ("size", "batch"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name}: got {getattr(args, name)}, expected at least 1")
+    tokenizer = from_pretrained(pretrained_folder(args.run_folder))
+    if args.data is None:
+        images, described = held_out_photographs(), "held-out regions of the photographs"
+    else:
+        images, described = folder_images(args.data, args.size, args.batch), args.data
+    figures = evaluate(tokenizer.to(device_of(args.device)), images, args.protocol)
+    figures["data"] = described
+    figures["crop"] = "none" if args.data is None else f"shorter side and centre {args.size}"
+    path = Path(args.run_folder) / f"eval-{args.protocol}.json"
+    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    for name, value in figures.items():
+        print(f"{name:20} {value:.6g}" if isinstance(value, float) else f"{name:20} {value}")
+    return 0
+
+
+@torch.no_grad()
+def evaluate(tokenizer: Tokenizer, batches: Iterable[Tensor], protocol: str = "rgb") -> dict:
+    """Figures of a tokenizer over batches of images in [-1, 1].
+
+    Returns:
+        quantization_error: E, mean over tokens of the squares summed over channels (of the mean,
+            for a variational latent); quantization_error_per_channel: E / D. codes_hit,
+            utilization, perplexity: over all tokens; means over the codebooks where there are
+            several. psnr, ssim: means over images, under `protocol`. images: how many.
+
+    Raises:
+        ValueError: there is no image, or an unknown protocol.
+    """
+    tokenizer.eval()
+    quantizer = tokenizer.quantizer
+    quantizer.reset_usage()
+    device = next(tokenizer.parameters()).device
+    error, psnrs, ssims, images_seen = 0.0, [], [], 0
+    for images in batches:
+        images = images.to(device)
+        latent = tokenizer.latent(images)
+        quantized, _, _ = quantizer(latent)
+        place = latent[:, : quantized.shape[1]]
+        error += float(quantization_error(place, quantized, channel_dim=1)) * len(images)
+        reconstructed = tokenizer.decoder(quantized).clamp(-1, 1)
+        scores = fidelity(reconstructed.float(), images, protocol)
+        psnrs += scores.psnr.tolist()
+        ssims += scores.ssim.tolist()
+        images_seen += len(images)
+    if not images_seen:
+        raise ValueError("images: got none, expected at least one")
+    usages = list(_flat(quantizer.usage()))
+    quantizer.reset_usage()
+    return {
+        "protocol": protocol,
+        "images": images_seen,
+        "quantization_error": error / images_seen,
+        "quantization_error_per_channel": error / images_seen / quantizer.dim,
+        "codes_hit": sum(u.codes_hit for u in usages) / len(usages),
+        "utilization": sum(u.utilization for u in usages) / len(usages),
+        "perplexity": sum(u.perplexity for u in usages) / len(usages),
+        "psnr": sum(psnrs) / images_seen,
+        "ssim": sum(ssims) / images_seen,
+    }
+
+
+def held_out_photographs() -> Iterator[Tensor]:
+    """The photographs' held-out regions, one batch [5, 3, 128, 128]."""
+    pictures, regions = load_photographs()
+    cut = [r.cut(p.pixels) for p, r in zip(pictures, regions, strict=True)]
+    yield to_float(torch.stack(cut))
+
+
+def folder_images(folder: str, size: int, batch: int) -> Iterator[Tensor]:
+    """All images of a folder, by name, in batches [<= batch, 3, size, size]."""
+    files = list_images(folder)
+    for start in range(0, len(files), batch):
+        yield torch.stack([centre_crop(read_image(f), size) for f in files[start : start + batch]])
+
+
+def centre_crop(pixels: Tensor, size: int) -> Tensor:
+    """uint8 [3, H, W] to float32 [3, size, size]: shorter side to `size`, then the centre."""
+    height, width = pixels.shape[1:]
+    scale = size / min(height, width)
+    sides = [max(size, round(side * scale)) for side in (height, width)]
+    image = to_float(pixels)[None]
+    if sides != [height, width]:
+        image = F.interpolate(image, sides, mode="bicubic", antialias=True).clamp(-1, 1)
+    top, left = ((side - size) // 2 for side in sides)
+    return image[0, :, top : top + size, left : left + size]
+
+
+def _flat(usage: Usage | list) -> Iterator[Usage]:
+    if isinstance(usage, Usage):
+        yield usage
+        return
+    for part in usage:
+        yield from _flat(part)
