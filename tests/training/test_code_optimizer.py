@@ -6,7 +6,7 @@ import torch
 from vqkern import build_quantizer
 from vqkern.quantizers import EMA, Table, VectorQuantizer
 from vqkern.training import code_optimizer
-from vqkern.training.engine import linear_decay, set_learning_rates
+from vqkern.training.stages import linear_decay, set_learning_rates
 
 
 def test_it_moves_what_requires_a_gradient():

@@ -36,7 +36,7 @@ from ..training import (
     encode_pool,
     train_from_scratch,
 )
-from ..training.engine import linear_decay, set_learning_rates
+from ..training.stages import linear_decay, set_learning_rates
 from ..training.transplant import as_feature_map
 from .frame import Cell, Experiment, Row, Work
 from .moving import LADDER

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..ops import code_sums, gaussian_w2, nearest_code
 from ..quantizers import EMA, MMD, Gradient, Linear, Online, Revival, Table, Wasserstein
 from ..training.code_optimizer import code_optimizer
-from ..training.engine import linear_decay, set_learning_rates
+from ..training.stages import linear_decay, set_learning_rates
 from .frame import Row, State, Work
 
 # features(n, generator) -> [n, D]

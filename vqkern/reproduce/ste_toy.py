@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..ops import nearest_code
 from ..quantizers import Gradient, Linear, Table, VQBridge
-from ..training.engine import BETAS
+from ..training.stages import BETAS
 from .frame import Cell, Experiment, Row, Work
 from .gaussian_shift import shifted
 from .moving import Moving, Rule, load_state, measure, state_of, take_step

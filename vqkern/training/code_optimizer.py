@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .engine import BETAS
+from .stages import BETAS
 
 
 def code_optimizer(codes: nn.Module, *, lr: float = 0.1) -> torch.optim.Adam:
