@@ -292,6 +292,12 @@ MUTANTS = [
         "groups of later splits are not merged",
     ),
     Mutant(
+        "triton-scan-without-the-last-part", "triton", NEAREST + "triton_kernels.py",
+        "challenge_by(z + row * D, codes, code, code >= 0,",
+        "challenge_by(z + row * D, codes, code, (code >= 0) & (code < 768),",
+        "what the last part of a shared scan found is not compared",
+    ),
+    Mutant(
         "triton-scan-of-one-block", "triton", NEAREST + "triton_kernels.py",
         "if differ | (best < 0):", "if best < 0:",
         "a full scan ends with the first block that has a code",

@@ -85,9 +85,22 @@ def rescore(capability, d, dtype="fp32", splits=1):
 
 
 def scan(capability, d, dtype="fp32"):
+    constants = dict(
+        D=d, CODES=nearest._SCAN_CODES, STATES=nearest._SCAN_STATES, SHARED=nearest._SCAN_SHARED,
+        PARTS=nearest._SCAN_PARTS,
+    )  # fmt: skip
+    types = exact_types(dtype) | pointers("i64", "part_row part_best")
     return build(
-        nearest._scan_kernel, capability, exact_types(dtype),
-        dict(D=d, CODES=nearest._SCAN_CODES), num_warps=nearest._SCAN_WARPS, enable_fp_fusion=False,
+        nearest._scan_kernel, capability, types, constants,
+        num_warps=nearest._SCAN_WARPS, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def join_parts(capability, d, dtype="fp32"):
+    types = exact_types(dtype) | pointers("i64", "part_row part_best")
+    return build(
+        nearest._join_kernel, capability, types, dict(D=d, PARTS=nearest._SCAN_PARTS),
+        num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -256,7 +269,7 @@ def case(f, capability, d, fast):
 
 
 FAST_SCREENS = {(90, 8), (90, 256), (80, 64), (80, 256), (100, 16), (120, 128)}
-KERNELS = (rescore, scan, survey, round_codes, round_rows, pieces, join)
+KERNELS = (rescore, scan, join_parts, survey, round_codes, round_rows, pieces, join)
 SWEEPS = (sweep, sweep_upper_half, sweep_same_set)
 PASSES = (moments, pull_back)
 FAST = [(f, 90, 33) for f in (*KERNELS, *SWEEPS)] + [(rescore, 80, 256), (scan, 100, 3)]
@@ -293,7 +306,8 @@ def test_it_compiles_without_spills_and_with_wide_offsets(f, capability, d, tmp_
 
 
 @pytest.mark.parametrize(
-    "kernel", [survey, round_codes, round_rows, rescore, scan, pieces, moments, pull_back]
+    "kernel",
+    [survey, round_codes, round_rows, rescore, scan, join_parts, pieces, moments, pull_back],
 )
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 @pytest.mark.slow
@@ -305,7 +319,7 @@ def test_many_splits(tmp_path):
     assert_no_spills(rescore(90, 16, splits=nearest._MAX_SPLITS), 90, tmp_path)
 
 
-@pytest.mark.parametrize("kernel", [rescore, scan])
+@pytest.mark.parametrize("kernel", [rescore, scan, join_parts])
 def test_exact_kernels_contract_nothing(kernel):
     """A multiply-add fused by the compiler would break the error-free transformations."""
     ptx = kernel(90, 8).asm["ptx"]

@@ -183,9 +183,12 @@ def test_splits_do_not_matter(splits):
     assert_nearest(lattice(4, 3, 17), lattice(500, 3, 18), splits)
 
 
+@pytest.mark.parametrize("shared", [1, 3, 1024])
 @interpreted
-def test_a_scan_sees_every_block():
+def test_a_scan_sees_every_block(monkeypatch, shared):
     """Groups that fp16 cannot tell apart make a scan; the nearest codes lie all over."""
+    monkeypatch.setattr(nearest, "_SCAN_SHARED", shared)
+    monkeypatch.setattr(nearest, "_SCAN_PARTS", 4)
     codes = normal(32, 4, 36).repeat(32, 1) + 1e-6 * normal(1024, 4, 37)
     rows = torch.tensor([3, 300, 700, 1020])
     assert assert_nearest(codes[rows], codes) == 4

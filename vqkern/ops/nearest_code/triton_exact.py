@@ -119,7 +119,13 @@ def _nearer(z, codes, champion, code, valid, D: tl.constexpr):
 def challenge(z, codes, first, num_codes, best, best_key, D: tl.constexpr, CODES: tl.constexpr):
     """The nearest of `best` (-1: none yet) and CODES codes from `first` on, all above `best`."""
     code = first + tl.arange(0, CODES).to(tl.int64)
-    key = _distances(z, codes, code, code < num_codes, D)
+    return challenge_by(z, codes, code, code < num_codes, best, best_key, D)
+
+
+@triton.jit
+def challenge_by(z, codes, code, valid, best, best_key, D: tl.constexpr):
+    """The nearest of `best` (-1: none yet) and the valid ones of some codes, all above `best`."""
+    key = _distances(z, codes, code, valid, D)
     least = tl.minimum(tl.min(key, 0), best_key)
     # Each key is off by (D + 3) 2^-53 of itself at most: beyond this limit no code is the nearest.
     limit = least + least * (4 * (D + 3) * 2.0**-53)

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import certificate
-from .triton_exact import challenge
+from .triton_exact import challenge, challenge_by
 
 # What becomes of a row.
 NO_CODE = tl.constexpr(0)  # not finite: index -1, distance inf
@@ -49,6 +49,9 @@ _ROUNDED_ROWS = 64
 _MAX_SPLITS = 64
 _SCAN_CODES = 256
 _SCAN_WARPS = 8
+_SCAN_STATES = 1024  # rows whose states are read at once
+_SCAN_SHARED = 1024  # rows whose scan is shared out
+_SCAN_PARTS = 128
 
 
 class Tile(NamedTuple):
@@ -364,26 +367,73 @@ def _rescore_kernel(
 
 @triton.jit(do_not_specialize=["num_rows", "num_codes"])
 def _scan_kernel(
-    z, codes, spread, state, index, distance, num_rows, num_codes,
-    D: tl.constexpr, CODES: tl.constexpr,
+    z, codes, spread, state, index, distance, part_row, part_best, num_rows, num_codes,
+    D: tl.constexpr, CODES: tl.constexpr, STATES: tl.constexpr, SHARED: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
-    """The exact decision over all codes, for the rows that the screen could not narrow down."""
+    """The exact decision over all codes, for the rows that the screen could not narrow down.
+
+    The first SHARED such rows are shared out, a part of the codes to a program, and `part_best`
+    keeps the nearest of each part; the rest have a program each.
+    """
+    program = tl.program_id(0)
+    part, lane = program % PARTS, program // PARTS
+    lanes = tl.num_programs(0) // PARTS
+    steps = tl.cdiv(tl.cdiv(num_codes, CODES), PARTS)
     differ = tl.load(spread) > 0
-    for i in range(tl.program_id(0), num_rows, tl.num_programs(0)):
-        row = tl.cast(i, tl.int64)
-        if tl.load(state + row) == SCANNED:
-            best = tl.full([], -1, tl.int64)
-            best_key = tl.full([], float("inf"), tl.float64)
-            for first in range(0, num_codes, CODES):
-                # Where all finite codes are one vector, as in a codebook that starts at zero, the
-                # first of them wins.
-                if differ | (best < 0):
-                    best, best_key = challenge(
-                        z + row * D, codes, tl.cast(first, tl.int64), num_codes,
-                        best, best_key, D, CODES,
-                    )  # fmt: skip
-            tl.store(index + row, best)
-            tl.store(distance + row, best_key.to(tl.float32))
+    met = 0
+    for start in range(0, num_rows, STATES):
+        place = tl.cast(start, tl.int64) + tl.arange(0, STATES)
+        kind = tl.load(state + place, mask=place < num_rows, other=0)
+        open = kind == SCANNED
+        left = tl.sum(open.to(tl.int32), 0)
+        while left > 0:
+            row = tl.min(tl.where(open, place, 9223372036854775807), 0)
+            shared = met < SHARED
+            mine = met % lanes == lane
+            begin = part * steps * CODES
+            stop = tl.minimum(begin + steps * CODES, num_codes)
+            if not shared:
+                mine = met % tl.num_programs(0) == program
+                begin = 0
+                stop = num_codes
+            if mine:
+                best = tl.full([], -1, tl.int64)
+                best_key = tl.full([], float("inf"), tl.float64)
+                for first in range(begin, stop, CODES):
+                    # Where all finite codes are one vector, as in a codebook that starts at zero,
+                    # the first of them wins.
+                    if differ | (best < 0):
+                        best, best_key = challenge(
+                            z + row * D, codes, tl.cast(first, tl.int64), num_codes,
+                            best, best_key, D, CODES,
+                        )  # fmt: skip
+                if shared:
+                    tl.store(part_best + met * PARTS + part, best)
+                    tl.store(part_row + met, row, mask=part == 0)
+                else:
+                    tl.store(index + row, best)
+                    tl.store(distance + row, best_key.to(tl.float32))
+            met += 1
+            open = open & (place != row)
+            left -= 1
+
+
+@triton.jit
+def _join_kernel(
+    z, codes, index, distance, part_row, part_best,
+    D: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """The nearest of what the parts of a shared scan found."""
+    slot = tl.program_id(0).to(tl.int64)
+    row = tl.load(part_row + slot)
+    if row >= 0:
+        code = tl.load(part_best + slot * PARTS + tl.arange(0, PARTS))
+        best = tl.full([], -1, tl.int64)
+        best_key = tl.full([], float("inf"), tl.float64)
+        best, best_key = challenge_by(z + row * D, codes, code, code >= 0, best, best_key, D)
+        tl.store(index + row, best)
+        tl.store(distance + row, best_key.to(tl.float32))
 
 
 def padded_width(d: int) -> int:
@@ -443,9 +493,18 @@ def _search(z: Tensor, codes: Tensor, splits: int | None) -> tuple[Tensor, Tenso
             z, codes, s.state, s.lower, s.group, s.upper, index, distance, k, d, s.lower.shape[1],
             s.tile.codes // 4, num_warps=1, enable_fp_fusion=False,
         )  # fmt: skip
-        _scan_kernel[(min(n, 4 * _device_limits(device)[0]),)](
-            z, codes, s.spread, s.state, index, distance, n, k, d, _SCAN_CODES,
+        shared = min(n, _SCAN_SHARED)
+        part_row = torch.full((shared,), -1, dtype=torch.int64, device=device)
+        part_best = torch.empty(shared, _SCAN_PARTS, dtype=torch.int64, device=device)
+        lanes = triton.cdiv(4 * _device_limits(device)[0], _SCAN_PARTS)
+        _scan_kernel[(lanes * _SCAN_PARTS,)](
+            z, codes, s.spread, s.state, index, distance, part_row, part_best, n, k, d,
+            _SCAN_CODES, _SCAN_STATES, shared, _SCAN_PARTS,
             num_warps=_SCAN_WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
+        _join_kernel[(shared,)](
+            z, codes, index, distance, part_row, part_best, d, _SCAN_PARTS,
+            num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     if certificate.recording():
         _record(s, k)
