@@ -30,17 +30,18 @@ def steps(out: Path) -> list[tuple[str, list[str], int, str | None]]:
     sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--target-processes", "all"]
     compare = [python, "benchmarks/compare.py", "--device", "cuda", "--out", str(out)]
     return [
-        ("build", [python, "setup.py", "build_ext", "--inplace"], 120, None),
-        ("tests and 250 race repeats", tests, 180, None),
-        ("memcheck", [*sanitizer, "--tool", "memcheck", *tests, "-k", SANITIZED], 60, sanitizer[0]),
+        ("build", [python, "setup.py", "build_ext", "--inplace"], 60, None),
+        ("tests and 250 race repeats", tests, 170, None),
+        ("memcheck", [*sanitizer, "--tool", "memcheck", *tests, "-k", SANITIZED], 40, sanitizer[0]),
         (
             "racecheck",
             [*sanitizer, "--tool", "racecheck", *tests, "-k", SANITIZED],
-            60,
+            40,
             sanitizer[0],
         ),
         ("nearest_code benchmark", [*compare, "--op", "nearest_code", "--seconds", "1"], 120, None),
-        ("squared_mmd benchmark", [*compare, "--op", "squared_mmd", "--seconds", "1"], 40, None),
+        ("squared_mmd benchmark", [*compare, "--op", "squared_mmd", "--seconds", "1"], 80, None),
+        ("shapes of record", [python, "benchmarks/gpu_shapes.py", "--out", str(out)], 90, None),
     ]
 
 

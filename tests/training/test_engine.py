@@ -88,18 +88,26 @@ def test_a_trainer_moves_its_parts_alone(tmp_path, trainer, moving, codebook_lr)
     assert ("pixel" in lines(out)[0]) == (trainer != "stage_1")
 
 
+def early(out):
+    """The mean error of the first four steps: single batches of few crops differ by more."""
+    return sum(line["error"] for line in lines(out)[:4]) / 4
+
+
+def late(out):
+    return sum(line["error"] for line in lines(out)[-4:]) / 4
+
+
 def test_stage_1_lowers_the_quantization_error(tmp_path):
     base = pretrained(tmp_path)
-    train(transplant(base, "stage_1", optim={"steps": 30, "codebook_lr": 0.1}), tmp_path / "run")
-    logged = lines(tmp_path / "run")
-    assert logged[-1]["error"] < 0.8 * logged[0]["error"]
+    train(transplant(base, "stage_1", optim={"steps": 60, "codebook_lr": 0.1}), tmp_path / "run")
+    assert late(tmp_path / "run") < 0.8 * early(tmp_path / "run")
 
 
 def test_codes_without_gradients_are_trained_too(tmp_path):
     base = pretrained(tmp_path)
-    train(transplant(base, "stage_1", name="ema"), tmp_path / "run")
-    logged = lines(tmp_path / "run")
-    assert logged[-1]["error"] < logged[0]["error"] and "lr" not in logged[0]
+    train(transplant(base, "stage_1", name="ema", optim={"steps": 60}), tmp_path / "run")
+    assert late(tmp_path / "run") < 0.9 * early(tmp_path / "run")
+    assert "lr" not in lines(tmp_path / "run")[0]
 
 
 def test_accumulated_micro_batches_are_one_batch(tmp_path):

@@ -166,7 +166,8 @@ class Projected(Quantizer):
         if not self.training:
             quantized = self.after(chosen)
         elif self.form == "around":
-            quantized = self.after(part._estimate(projected, chosen.to(projected.dtype)))
+            chosen = chosen.to(projected.dtype)
+            quantized = self.after(part._estimate(projected, chosen, index, codes))
         else:  # straight through to z, past the projector
             quantized = self.after(chosen) + (clean - clean.detach())
         if self.training:

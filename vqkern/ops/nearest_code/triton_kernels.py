@@ -493,17 +493,17 @@ def _search(z: Tensor, codes: Tensor, splits: int | None) -> tuple[Tensor, Tenso
             z, codes, s.state, s.lower, s.group, s.upper, index, distance, k, d, s.lower.shape[1],
             s.tile.codes // 4, num_warps=1, enable_fp_fusion=False,
         )  # fmt: skip
-        shared = min(n, _SCAN_SHARED)
+        programs = 4 * _device_limits(device)[0]
+        shared, parts = min(n, _SCAN_SHARED), min(_SCAN_PARTS, triton.next_power_of_2(programs))
         part_row = torch.full((shared,), -1, dtype=torch.int64, device=device)
-        part_best = torch.empty(shared, _SCAN_PARTS, dtype=torch.int64, device=device)
-        lanes = triton.cdiv(4 * _device_limits(device)[0], _SCAN_PARTS)
-        _scan_kernel[(lanes * _SCAN_PARTS,)](
+        part_best = torch.empty(shared, parts, dtype=torch.int64, device=device)
+        _scan_kernel[(triton.cdiv(programs, parts) * parts,)](
             z, codes, s.spread, s.state, index, distance, part_row, part_best, n, k, d,
-            _SCAN_CODES, _SCAN_STATES, shared, _SCAN_PARTS,
+            _SCAN_CODES, _SCAN_STATES, shared, parts,
             num_warps=_SCAN_WARPS, enable_fp_fusion=False,
         )  # fmt: skip
         _join_kernel[(shared,)](
-            z, codes, index, distance, part_row, part_best, d, _SCAN_PARTS,
+            z, codes, index, distance, part_row, part_best, d, parts,
             num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     if certificate.recording():
