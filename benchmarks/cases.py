@@ -8,6 +8,8 @@ from vqkern.bench import DATA, Case
 
 # (N, K, D): small codes, then the codebook grows and with it D.
 SHAPES = ((16384, 16384, 8), (8192, 65536, 16), (4096, 65536, 64), (2048, 262144, 256))
+# Few channels, where most codes are out of a row's reach.
+FEW_CHANNELS = [Case(16384, 65536, 4), Case(8192, 65536, 8), Case(16384, 262144, 8)]
 # How the time depends on the number of vectors, for two codebooks (K, D); several peers switch
 # between a slow and a fast path somewhere. One N of each sweep is among the shapes.
 SWEPT = ((16384, 8), (65536, 64))
@@ -21,6 +23,7 @@ _SWEEPS = [Case(n, k, d) for k, d in SWEPT for n in (*SWEEP, LARGEST) if (n, k, 
 
 NEAREST_CODE = [
     *_GAUSSIAN,
+    *FEW_CHANNELS,
     *(Case(*SHAPES[0], data=data) for data in DATA if data != "gaussian"),
     *(Case(*shape, data="near") for shape in SHAPES[1:]),
     *(case for case in _SWEEPS if (case.n, case.k) != (LARGEST, 65536)),
@@ -28,6 +31,7 @@ NEAREST_CODE = [
 ]
 NEAREST_CODE_FULL = [
     *_GAUSSIAN,
+    *FEW_CHANNELS,
     *(Case(*shape, data=data) for shape in SHAPES for data in DATA if data != "gaussian"),
     *_SWEEPS,
     *HALF,

@@ -45,6 +45,7 @@ py::dict nearest_code(uintptr_t z, uintptr_t codes, int64_t n, int64_t k, int64_
     result["certified"] = counts.certified;
     result["candidates"] = counts.candidates;
     result["scanned"] = counts.scanned;
+    result["scores"] = counts.scores;
     result["invalid"] = counts.invalid;
     return result;
 }

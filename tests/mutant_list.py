@@ -67,6 +67,32 @@ MUTANTS = [
         "only the best group of a row is looked at",
     ),
     Mutant(
+        "boxes-twice-as-far", "search", CPU + "box_distances.inc",
+        "sums += out * out;", "sums += 2 * out * out;",
+        "cells seem farther away than they are",
+    ),
+    Mutant(
+        "boxes-of-the-first-code", "search", CPU + "cells.cpp",
+        "box[kBoxes] = std::max(box[kBoxes], x);", "box[kBoxes] = box[0];",
+        "boxes end where they begin",
+    ),
+    Mutant(
+        "reach-of-half", "search", CPU + "row_panel.h",
+        "const double squared = row.nearest.squared();\n        const double own",
+        "const double squared = row.nearest.squared() / 4;\n        const double own",
+        "only cells within half of a row's distance are met",
+    ),
+    Mutant(
+        "farther-cells-dropped", "search", CPU + "search.h",
+        "if (farther.squared <= reach) list", "if (farther.squared <= reach / 2) list",
+        "cells in the farther half of a row's reach are not met",
+    ),
+    Mutant(
+        "order-not-undone", "search", CPU + "row_panel.h",
+        "row.nearest.offer(packed_->code_at(place))", "row.nearest.offer(place)",
+        "places among cells are taken for codes",
+    ),
+    Mutant(
         "last-tile-dropped", "search", CPU + "integers_avx512.inc",
         "return end < codes.tiles ? end : codes.tiles;",
         "return end <= codes.tiles ? end : codes.tiles - 1;",

@@ -17,7 +17,6 @@ constexpr int64_t kSample = 129;  // codes that the centre and the scale are tak
 // Codes longer than this, in units of a typical one, set the scale: their scores must stay in range.
 constexpr double kLongestCode = 0x1p30;
 
-// A row is screened against a group in about as long as it takes to look at the result.
 int tiles_of_group(int64_t dim, const ScreenKernels& kernels) {
     const int64_t few = 512 / dim / (32 / kernels.tile);
     return static_cast<int>(std::min<int64_t>(kMostGroupTiles, std::max<int64_t>(1, few)));
@@ -89,9 +88,14 @@ void Codebook::set_scale(double length) {
     fits_float = std::abs(exponent) < 100;
 }
 
-Packed::Packed(Codebook& codebook, const ScreenKernels& kernels, int threads)
+int64_t group_size(int64_t dim, const ScreenKernels& kernels) {
+    return tiles_of_group(padded_dim(dim, kernels), kernels) * kernels.tile;
+}
+
+Packed::Packed(Codebook& codebook, const ScreenKernels& kernels, const int32_t* order, int threads)
     : codebook_(codebook),
       kernels_(kernels),
+      order_(order),
       dim_(padded_dim(codebook.dim, kernels)),
       tiles_((codebook.k + kernels.tile - 1) / kernels.tile),
       group_tiles_(tiles_of_group(dim_, kernels)),
@@ -130,7 +134,8 @@ double Packed::pack_group(int64_t g, Packer& packer, const float** vectors) {
     const int64_t tiles = std::min<int64_t>(group_tiles_, tiles_ - first_tile);
     const int64_t count = tiles * kernels_.tile;
     for (int64_t j = 0; j < count; ++j) {
-        vectors[j] = first + j < codebook_.k ? codebook_.codes + (first + j) * codebook_.dim : nullptr;
+        const bool there = first + j < codebook_.k;
+        vectors[j] = there ? codebook_.codes + code_at(first + j) * codebook_.dim : nullptr;
     }
     packer.centre(vectors, count);
     bool all = true;

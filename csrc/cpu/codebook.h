@@ -56,10 +56,16 @@ struct Codebook {
     bool fits_float = true;  // centred values and their scale are ordinary float32 numbers
 };
 
-// A codebook packed for one kind of screen.
+// Codes of a group: a row is screened against it in about as long as it takes to look at the result.
+int64_t group_size(int64_t dim, const ScreenKernels& kernels);
+
+// A codebook packed for one kind of screen, in its own order or another.
 class Packed {
   public:
-    Packed(Codebook& codebook, const ScreenKernels& kernels, int threads);
+    Packed(Codebook& codebook, const ScreenKernels& kernels, const int32_t* order, int threads);
+
+    // The code at a place.
+    int64_t code_at(int64_t place) const { return order_ == nullptr ? place : order_[place]; }
 
     PackedCodes codes() const {
         return {values_.data, half_norms_.data, groups_.data(), dim_, tiles_, group_tiles_};
@@ -73,6 +79,8 @@ class Packed {
     int64_t tile_bytes() const { return dim_ * kernels_.tile * bytes_of(kernels_.format); }
     // Multiplies |z||e| + h in the error of a sum of products.
     double kappa() const { return kappa_; }
+    // Half of the groups have no longer code.
+    double typical_norm() const { return typical_norm_; }
     // The scale for rows of which the longest and the widest are given.
     float row_scale(double longest, double widest) const;
 
@@ -83,6 +91,7 @@ class Packed {
 
     Codebook& codebook_;
     const ScreenKernels& kernels_;
+    const int32_t* order_;
     int64_t dim_, tiles_;
     int group_tiles_;
     double kappa_;

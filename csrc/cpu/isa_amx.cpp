@@ -110,6 +110,7 @@ bool least_scores(const void* rows, const PackedCodes& codes, int64_t g, const P
 }
 
 constexpr auto row_scores = scores_of_row<Format::kInt8>;
+constexpr auto row_least = least_of_row<Format::kInt8>;
 
 #include "at_most_avx512.inc"
 
@@ -146,10 +147,13 @@ void place_rows_or_codes(float* vectors, int count, int64_t stride, int64_t padd
     }
 }
 
+#include "box_distances.inc"
+
 }  // namespace
 
 // With fewer channels the vector unit multiplies as fast, and stores nothing.
-const ScreenKernels kScreenAmx = {Format::kInt8,     RowLayout::kInTurn, kRows,  kTile, 20,
-                                  screen_with_tiles, centre,             place_rows_or_codes};
+const ScreenKernels kScreenAmx = {
+    Format::kInt8, RowLayout::kInTurn, kRows, kTile, 20, screen_with_tiles, screen_row,
+    centre, place_rows_or_codes, boxes_within};
 
 }  // namespace vqkern

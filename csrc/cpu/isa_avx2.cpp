@@ -156,10 +156,13 @@ inline void narrow(float* p, Wide v) { _mm_storeu_ps(p, _mm256_cvtpd_ps(v)); }
 
 #include "moment_passes.inc"
 
+#include "box_distances.inc"
+
 }  // namespace
 
 const ScreenKernels kScreenAvx2 = {
-    Format::kFloat32, RowLayout::kByChannel, kRows, kTile, 1, screen, nullptr, nullptr};
+    Format::kFloat32, RowLayout::kByChannel, kRows, kTile, 1, screen, screen_row,
+    nullptr, nullptr, boxes_within};
 const FmaLoop kFmaLoopAvx2 = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsAvx2 = {pairs, wide::pairs};
 const MomentKernels kMomentsAvx2 = {kWideTile, centre_rows, gram, map_rows};

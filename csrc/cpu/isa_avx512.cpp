@@ -142,10 +142,13 @@ inline void place_column(int32_t* out, int64_t word, int first, int lanes, __mma
 
 #include "pack_avx512.inc"
 
+#include "box_distances.inc"
+
 }  // namespace
 
-const ScreenKernels kScreenAvx512 = {Format::kFloat32, RowLayout::kByChannel, kRows, kTile, 1,
-                                     screen,           centre, place<Format::kFloat32>};
+const ScreenKernels kScreenAvx512 = {
+    Format::kFloat32, RowLayout::kByChannel, kRows, kTile, 1, screen, screen_row,
+    centre, place<Format::kFloat32>, boxes_within};
 const FmaLoop kFmaLoopAvx512 = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsAvx512 = {pairs, wide::pairs};
 const MomentKernels kMomentsAvx512 = {kWideTile, centre_rows, gram, map_rows};

@@ -150,10 +150,13 @@ inline void narrow(float* p, Wide v) {
 
 #include "moment_passes.inc"
 
+#include "box_distances.inc"
+
 }  // namespace
 
 const ScreenKernels kScreenPortable = {
-    Format::kFloat32, RowLayout::kByChannel, kRows, kTile, 1, screen, nullptr, nullptr};
+    Format::kFloat32, RowLayout::kByChannel, kRows, kTile, 1, screen, screen_row,
+    nullptr, nullptr, boxes_within};
 const FmaLoop kFmaLoopPortable = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsPortable = {pairs, wide::pairs};
 const MomentKernels kMomentsPortable = {kWideTile, centre_rows, gram, map_rows};

@@ -155,7 +155,7 @@ template <typename T>
 SearchCounts nearest_code(const T* z, const T* codes, int64_t n, int64_t k, int64_t dim, bool cosine,
                           int64_t* index, T* distance, int threads,
                           const std::vector<const ScreenKernels*>& screens) {
-    SearchCounts counts = {0, 0, 0, 0};
+    SearchCounts counts = {0, 0, 0, 0, 0};
     threads = std::max(1, threads);
     std::vector<int64_t> rows;
     rows.reserve(n);

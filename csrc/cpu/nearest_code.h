@@ -14,6 +14,7 @@ struct SearchCounts {
     int64_t candidates;  // codes measured for those rows
     int64_t scanned;     // rows served by measuring all codes
     int64_t invalid;     // rows with a NaN or an infinity: index -1, distance +inf
+    int64_t scores;      // that the screens computed; rows in few channels need not meet all codes
 };
 
 // z [n][dim], codes [k][dim], both row-major, float or double; writes index [n] and distance [n], the squared

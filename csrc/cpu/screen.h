@@ -95,6 +95,11 @@ struct VectorSource {
     float scale;          // a power of two; negative for rows
 };
 
+// Which of some boxes are at squared distances in (above, upto] of a row; see box_distances.inc.
+constexpr int kBoxes = 16;
+using BoxesWithin = uint32_t(const float* boxes, const float* z, int64_t dim, float above, float upto,
+                             float* squared);
+
 // The largest norm of an int16 vector in its own units: a product of two stays below 2^29.
 constexpr double kInt16Norm = 23100.0;
 constexpr double kInt8Most = 127.0;
@@ -114,6 +119,9 @@ struct ScreenKernels {
     void (*screen)(const void* rows, const PackedCodes& codes, int64_t begin, int64_t end,
                    Panel& panel);
 
+    // As well, one row of the panel against one group.
+    void (*screen_row)(const void* rows, int row, const PackedCodes& codes, int64_t group, Panel& panel);
+
     // Centred vectors in float32, each padded with zeros to `stride` channels; their squared norms, and their
     // largest components. Null, with `place`: float64 does it.
     void (*centre)(const VectorSource& source, int64_t stride, float* vectors, double* squared,
@@ -124,6 +132,8 @@ struct ScreenKernels {
     // their components go to `residual` and `sum`.
     void (*place)(float* vectors, int count, int64_t stride, int64_t padded, float scale, bool rows,
                   void* values, float* residual, int32_t* sum);
+
+    BoxesWithin* boxes_within;
 };
 
 extern const ScreenKernels kScreenPortable;

@@ -5,13 +5,16 @@
 #include <cfloat>
 #include <cmath>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "buffer.h"
+#include "cells.h"
 #include "codebook.h"
 #include "measures.h"
 #include "nearest_code.h"
 #include "packing.h"
+#include "row_panel.h"
 
 namespace vqkern {
 
@@ -19,117 +22,22 @@ namespace vqkern {
 constexpr double kLongest = 0x1p90;
 
 constexpr int64_t kBlockBytes = 256 << 10;  // codes that stay in the second-level cache
-constexpr int64_t kMostRows = 768;        // rows that share one pass over the codes
-
-constexpr int kHeld = 16;             // candidates a row holds before they are measured
-// A row that needs more codes measured goes to a more precise screen.
-constexpr int64_t most_measured(int64_t k) { return 1024 + k / 16; }
+constexpr int64_t kMostRows = 768;         // rows that share one pass over the codes
+constexpr int64_t kMostRowsInCells = 1536;  // rows that go through the cells together
 
 constexpr int64_t kProbedRows = 192;
+// Rows that reach more of the cells than this are screened against all codes at once.
+constexpr double kMostMet = 0.17;
 constexpr int64_t kScanBlock = 64;  // codes measured for one row after the other
 // So few rows are measured against all codes in less time than it takes to pack those.
 constexpr int64_t kFewRows = 2;
-
-// A panel of rows and their answers so far.
-template <typename Measure>
-class RowPanel final : public Hits {
-  public:
-    void open(const Measure& measure, int64_t id, double squared, int r, const Codebook& codebook) {
-        codebook_ = &codebook;
-        measure_ = &measure;
-        rows_[r] = Row();
-        rows_[r].nearest = Nearest<Measure>(measure, id);
-        rows_[r].squared = squared;
-        panel.upper[r] = FLT_MAX;
-    }
-
-    void overflow(int r) {
-        rows_[r].overflowed = true;
-        panel.upper[r] = -FLT_MAX;
-    }
-
-    void expect(int64_t code) override {
-        if (code < codebook_->k) measure_->prefetch(code);
-    }
-
-    void measure(int r, int64_t code) override {
-        if (code >= codebook_->k) return;
-        Row& row = rows_[r];
-        row.measured += 1;
-        if (!row.nearest.offer(code)) return;
-        const double unit = codebook_->scale * codebook_->scale;
-        const double squared = row.nearest.squared() * unit;
-        const double rounding =
-            ((codebook_->dim + 8) * 0x1p-52 + 4 * codebook_->relative) * (squared + row.squared) +
-            codebook_->absolute * unit;
-        const double score = (squared - row.squared) / 2 + rounding;
-        // Four units in the last place keep later float32 sums with this bound on the safe side.
-        const float upper = round_up(score + std::fabs(score) * 0x1p-22);
-        panel.upper[r] = std::min(panel.upper[r], upper);
-    }
-
-    void keep(int r, int64_t code, float lower) override {
-        Row& row = rows_[r];
-        if (row.overflowed) return;
-        if (row.held == kHeld) {
-            int kept = 0;
-            for (int i = 0; i < kHeld; ++i) {
-                if (row.held_codes[i].lower <= panel.upper[r]) {
-                    row.held_codes[kept++] = row.held_codes[i];
-                }
-            }
-            row.held = kept;
-            if (kept == kHeld) measure_held(r);
-            if (row.measured > most_measured(codebook_->k)) return overflow(r);
-        }
-        row.held_codes[row.held++] = {code, lower};
-        expect(code);
-    }
-
-    bool overflowed(int r) const { return rows_[r].overflowed; }
-
-    // The nearest code of a row that did not overflow, and how many codes were measured for it.
-    const Nearest<Measure>& finish(int r, int64_t& measured) {
-        measure_held(r);
-        measured += rows_[r].measured;
-        return rows_[r].nearest;
-    }
-
-    Panel panel;
-
-  private:
-    struct Candidate {
-        int64_t code;
-        float lower;  // it scores no less
-    };
-    struct Row {
-        Nearest<Measure> nearest;
-        double squared = 0.0;  // |z - c|^2
-        int64_t measured = 0;
-        int held = 0;
-        bool overflowed = false;
-        Candidate held_codes[kHeld];
-    };
-
-    void measure_held(int r) {
-        Row& row = rows_[r];
-        for (int i = 0; i < row.held; ++i) {
-            if (row.held_codes[i].lower <= panel.upper[r]) measure(r, row.held_codes[i].code);
-        }
-        row.held = 0;
-    }
-
-    const Codebook* codebook_ = nullptr;
-    const Measure* measure_ = nullptr;
-    Row rows_[kPanelRows];
-};
 
 // Some rows of a search, packed in panels and screened together.
 template <typename Measure>
 class RowChunk {
   public:
-    RowChunk(const float* z, const Measure& measure, const Packed& packed, int64_t capacity)
-        : z_(z),
+    RowChunk(const Screened& screened, const Measure& measure, const Packed& packed, int64_t capacity)
+        : screened_(screened),
           measure_(measure),
           packed_(packed),
           kernels_(packed.kernels()),
@@ -140,12 +48,8 @@ class RowChunk {
 
     // Screens the finite rows `ids`; then each has overflowed, or can be finished.
     void screen(const int64_t* ids, int64_t count) {
-        const int64_t panels = (count + kernels_.rows - 1) / kernels_.rows;
+        const int64_t panels = pack(ids, count);
         const PackedCodes codes = packed_.codes();
-        for (int64_t p = 0; p < panels; ++p) {
-            const int64_t first = p * kernels_.rows;
-            pack_panel(p, ids + first, std::min<int64_t>(kernels_.rows, count - first));
-        }
         const int64_t fits = kBlockBytes / (packed_.tile_bytes() * codes.group_tiles);
         const int64_t block = std::min<int64_t>(kMostGroups, std::max<int64_t>(1, fits));
         for (int64_t group = 0; group < packed_.groups(); group += block) {
@@ -154,6 +58,38 @@ class RowChunk {
                 kernels_.screen(panel_rows(p), codes, group, stop, panels_[p].panel);
             }
         }
+    }
+
+    // As well, each row against the cells in its reach; `homes` are cells near the rows. Returns how many
+    // cells the rows met.
+    int64_t screen(const int64_t* ids, int64_t count, const Cells& cells, const int32_t* homes) {
+        pack(ids, count);
+        lists_.resize(cells.count());
+        for (int64_t local = 0; local < count; ++local) list(homes[local], local);
+        int64_t met = screen_lists();
+        // Then those in the nearer half of each row's reach; few others are in reach after that.
+        farther_.clear();
+        for (int64_t local = 0; local < count; ++local) {
+            if (overflowed(local)) continue;
+            const float reach = panel_of(local).reach(lane_of(local)), near = reach / 4;
+            cells.visit(screened_.z + ids[local] * screened_.dim, reach, [&](int32_t cell, float squared) {
+                if (cell == homes[local]) return;
+                if (squared <= near) {
+                    list(cell, local);
+                } else {
+                    farther_.push_back({cell, static_cast<int32_t>(local), squared});
+                }
+            });
+        }
+        met += screen_lists();
+        int32_t last = -1;
+        float reach = 0.0f;
+        for (const Farther& farther : farther_) {
+            if (farther.local != last) reach = panel_of(farther.local).reach(lane_of(farther.local));
+            last = farther.local;
+            if (farther.squared <= reach) list(farther.cell, farther.local);
+        }
+        return met + screen_lists();
     }
 
     bool overflowed(int64_t local) const {
@@ -166,6 +102,39 @@ class RowChunk {
     }
 
   private:
+    int64_t pack(const int64_t* ids, int64_t count) {
+        const int64_t panels = (count + kernels_.rows - 1) / kernels_.rows;
+        for (int64_t p = 0; p < panels; ++p) {
+            const int64_t first = p * kernels_.rows;
+            pack_panel(p, ids + first, std::min<int64_t>(kernels_.rows, count - first));
+        }
+        return panels;
+    }
+
+    RowPanel<Measure>& panel_of(int64_t local) { return panels_[local / kernels_.rows]; }
+    int lane_of(int64_t local) const { return static_cast<int>(local % kernels_.rows); }
+
+    void list(int32_t cell, int64_t local) {
+        if (lists_[cell].empty()) listed_.push_back(cell);
+        lists_[cell].push_back(static_cast<int32_t>(local));
+    }
+
+    // Screens the listed rows, cell by cell: its codes stay in the first-level cache.
+    int64_t screen_lists() {
+        const PackedCodes codes = packed_.codes();
+        int64_t met = 0;
+        for (const int32_t cell : listed_) {
+            for (const int32_t local : lists_[cell]) {
+                Panel& panel = panel_of(local).panel;
+                kernels_.screen_row(panel_rows(local / kernels_.rows), lane_of(local), codes, cell, panel);
+            }
+            met += lists_[cell].size();
+            lists_[cell].clear();
+        }
+        listed_.clear();
+        return met;
+    }
+
     char* panel_rows(int64_t p) {
         return reinterpret_cast<char*>(rows_.data) + p * panel_bytes_;
     }
@@ -181,12 +150,12 @@ class RowChunk {
             panel.shift[r] = 0;
         }
         const float* vectors[kPanelRows];
-        for (int64_t r = 0; r < count; ++r) vectors[r] = z_ + ids[r] * codebook.dim;
+        for (int64_t r = 0; r < count; ++r) vectors[r] = screened_.z + ids[r] * codebook.dim;
         packer_.centre(vectors, count);
         double longest = 0.0, widest = 0.0;
         bool all_short = true;
         for (int r = 0; r < count; ++r) {
-            rows.open(measure_, ids[r], packer_.squared(r), r, codebook);
+            rows.open(measure_, ids[r], packer_.squared(r), r, packed_);
             if (!(std::sqrt(packer_.squared(r)) <= kLongest)) {
                 rows.overflow(r);
                 vectors[r] = nullptr;
@@ -226,7 +195,7 @@ class RowChunk {
         panel.spread[r] = round_up(rounded * kInflate);
     }
 
-    const float* z_;
+    const Screened& screened_;
     const Measure& measure_;
     const Packed& packed_;
     const ScreenKernels& kernels_;
@@ -234,13 +203,20 @@ class RowChunk {
     Buffer rows_;
     Packer packer_;
     std::unique_ptr<RowPanel<Measure>[]> panels_;
+    struct Farther {
+        int32_t cell, local;
+        float squared;
+    };
+    std::vector<Farther> farther_;
+    std::vector<std::vector<int32_t>> lists_;  // the rows to screen against each cell,
+    std::vector<int32_t> listed_;              // and the cells that have some
 };
 
 // One search: its inputs, and the answers as they are found.
 template <typename T, typename Measure>
 struct Search {
     const Measure& measure;
-    const float* z;  // as the screens see them
+    const Screened& screened;
     Codebook& codebook;
     int64_t* index;
     T* distance;
@@ -251,45 +227,79 @@ struct Search {
         distance[i] = static_cast<T>(nearest.distance());
     }
 
-    // Screens rows `ids` and answers those that it decides; returns the others, in order. Where a few rows
-    // show that measuring candidates takes longer than a more precise screen, the rest is left to it.
-    std::vector<int64_t> screen(const std::vector<int64_t>& ids, const ScreenKernels& kernels,
-                                bool last, SearchCounts& counts) const {
+    // Screens rows `ids` and answers those that it decides; returns the others. Where a few rows show
+    // that measuring candidates takes longer than a more precise screen, the rest is left to it.
+    std::vector<int64_t> screen(std::vector<int64_t> ids, const ScreenKernels& kernels, bool last,
+                                SearchCounts& counts) const {
         const int64_t n = static_cast<int64_t>(ids.size());
-        const Packed packed(codebook, kernels, threads);
+        const int64_t size = group_size(codebook.dim, kernels);
+        std::unique_ptr<const Cells> cells;
+        if (Cells::pay(screened, ids, size)) {
+            cells.reset(new Cells(screened, size, kernels.boxes_within, threads));
+        }
+        const Packed packed(codebook, kernels, cells ? cells->order() : nullptr, threads);
+        const Cells* used = cells.get();
         std::vector<int64_t> rest;
         int64_t begin = 0;
-        if (!last && n >= 32 * kProbedRows) {
-            const int64_t before = counts.candidates;
-            screen_part(packed, ids.data(), kProbedRows, rest, counts);
-            const double measured = static_cast<double>(counts.candidates - before) / kProbedRows;
+        if (n >= 32 * kProbedRows && (!last || cells)) {
             begin = kProbedRows;
-            if (measured * (64 + codebook.dim) > codebook.k * codebook.dim / 64.0) {
+            const int64_t before = counts.candidates;
+            const int64_t met = screen_part(packed, used, ids.data(), begin, rest, counts);
+            const double measured = static_cast<double>(counts.candidates - before) / begin;
+            if (!last && measured * (64 + codebook.dim) > codebook.k * codebook.dim / 64.0) {
                 rest.insert(rest.end(), ids.begin() + begin, ids.end());
                 return rest;
             }
+            if (cells && met > kMostMet * cells->count() * begin) used = nullptr;
         }
-        screen_part(packed, &ids[begin], n - begin, rest, counts);
+        screen_part(packed, used, &ids[begin], n - begin, rest, counts);
         return rest;
     }
 
-    void screen_part(const Packed& packed, const int64_t* ids, int64_t n,
-                     std::vector<int64_t>& rest, SearchCounts& counts) const {
+    // Sorts rows by a cell near each; returns those cells, in the new order.
+    std::vector<int32_t> sort_by_cell(const Cells& cells, int64_t* ids, int64_t n) const {
+        std::vector<int32_t> homes(n);
+#pragma omp parallel for num_threads(threads)
+        for (int64_t j = 0; j < n; ++j) {
+            homes[j] = cells.nearest(screened.z + ids[j] * screened.dim);
+        }
+        std::vector<int64_t> places(cells.count() + 1, 0), sorted(n);
+        for (int64_t j = 0; j < n; ++j) places[homes[j] + 1] += 1;
+        std::partial_sum(places.begin(), places.end(), places.begin());
+        for (int64_t j = 0; j < n; ++j) sorted[places[homes[j]]++] = ids[j];
+        std::copy(sorted.begin(), sorted.end(), ids);
+        // Each place is now where the next cell starts.
+        for (int64_t cell = 0, j = 0; cell < cells.count(); ++cell) {
+            for (; j < places[cell]; ++j) homes[j] = static_cast<int32_t>(cell);
+        }
+        return homes;
+    }
+
+    // Returns how many cells the rows met.
+    int64_t screen_part(const Packed& packed, const Cells* cells, int64_t* ids, int64_t n,
+                        std::vector<int64_t>& rest, SearchCounts& counts) const {
+        std::vector<int32_t> homes;
+        if (cells != nullptr) homes = sort_by_cell(*cells, ids, n);
         // Enough chunks to balance the threads, large enough to share each pass over the codes.
         const int64_t panel = packed.kernels().rows;
         const int64_t fair = (n + 2 * threads - 1) / (2 * threads);
-        const int64_t wanted = std::min(std::max<int64_t>(fair, 1), kMostRows);
+        const int64_t most = cells == nullptr ? kMostRows : kMostRowsInCells;
+        const int64_t wanted = std::min(std::max<int64_t>(fair, 1), most);
         const int64_t rows = (wanted + panel - 1) / panel * panel;
         const int64_t chunks = (n + rows - 1) / rows;
         std::vector<uint8_t> undecided(n, 0);
-        int64_t certified = 0, candidates = 0;
-#pragma omp parallel num_threads(threads) reduction(+ : certified, candidates)
+        int64_t certified = 0, candidates = 0, met = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : certified, candidates, met)
         {
-            RowChunk<Measure> chunk(z, measure, packed, rows);
+            RowChunk<Measure> chunk(screened, measure, packed, rows);
 #pragma omp for schedule(dynamic)
             for (int64_t c = 0; c < chunks; ++c) {
                 const int64_t begin = c * rows, count = std::min(rows, n - begin);
-                chunk.screen(ids + begin, count);
+                if (cells == nullptr) {
+                    chunk.screen(ids + begin, count);
+                } else {
+                    met += chunk.screen(ids + begin, count, *cells, &homes[begin]);
+                }
                 for (int64_t local = 0; local < count; ++local) {
                     if (chunk.overflowed(local)) {
                         undecided[begin + local] = 1;
@@ -302,9 +312,12 @@ struct Search {
         }
         counts.certified += certified;
         counts.candidates += candidates;
+        const int64_t size = group_size(codebook.dim, packed.kernels());
+        counts.scores += cells == nullptr ? n * codebook.k : met * size;
         for (int64_t j = 0; j < n; ++j) {
             if (undecided[j]) rest.push_back(ids[j]);
         }
+        return met;
     }
 
     // Measures every code for rows `ids`, the codes shared out among the threads.
@@ -343,18 +356,21 @@ void search_rows(std::vector<int64_t> rows, const Measure& measure, const Screen
                  int threads, SearchCounts& counts) {
     if (rows.empty()) return;
     Codebook codebook(screened);
-    const Search<T, Measure> search = {measure, screened.z, codebook, index, distance, threads};
+    const Search<T, Measure> search = {measure, screened, codebook, index, distance, threads};
     const int64_t dim = screened.dim;
     std::vector<const ScreenKernels*> fitting;
     for (const ScreenKernels* screen : screens) {
         const bool fits = dim >= screen->least_dim && dim <= most_channels(screen->format);
         // A second screen in the same format would decide no more.
         const bool again = !fitting.empty() && fitting.back()->format == screen->format;
-        if (fits && !again) fitting.push_back(screen);
+        // Among cells few codes are scored, and precision spares more than speed does.
+        const bool coarse = screen->format == Format::kInt8 && screen != screens.back() &&
+                            Cells::pay(screened, rows, group_size(dim, *screen));
+        if (fits && !again && !coarse) fitting.push_back(screen);
     }
     for (const ScreenKernels* screen : fitting) {
         if (static_cast<int64_t>(rows.size()) <= kFewRows) break;
-        rows = search.screen(rows, *screen, screen == fitting.back(), counts);
+        rows = search.screen(std::move(rows), *screen, screen == fitting.back(), counts);
     }
     search.scan(rows, counts);
 }

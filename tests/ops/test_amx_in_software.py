@@ -25,7 +25,7 @@ def test_the_search_on_emulated_tiles(tmp_path):
     sources = ROOT / "csrc" / "cpu"
     flags = ["-O2", "-std=c++17", "-ffp-contract=off", "-fopenmp", "-DVQKERN_X86=1"]
     flags += [f"-I{sources}"]
-    names = ("nearest_code", "codebook", "packing", "exact", "isa_portable")
+    names = ("nearest_code", "codebook", "packing", "cells", "exact", "isa_portable")
     jobs = [[*flags, "-c", sources / f"{name}.cpp", "-o", tmp_path / f"{name}.o"] for name in names]
     software = ["-include", ROOT / "tests" / "csrc" / "tiles_in_software.h"]
     source, result = sources / "isa_amx.cpp", tmp_path / "isa_amx.o"

@@ -16,6 +16,7 @@ def nearest_code(z: Tensor, codes: Tensor, metric: str = "l2") -> tuple[Tensor, 
     The distance is float64 if one of them is, else float32.
     """
     index, distance, counts = search(z, codes, metric=metric)
+    counts.pop("scores")
     certificate.record(len(z), **counts)
     return index, distance
 
@@ -26,7 +27,7 @@ def search(
     """Index, distance, and how the rows were decided, by one of the module's `cpu_kernels()`.
 
     The counts: `certified` rows (decided among `candidates` codes in all), `scanned` rows (compared
-    with every code), `invalid` rows (not finite).
+    with every code), `invalid` rows (not finite), and how many `scores` the screens computed.
     """
     dtype = common_dtype(z, codes)
     z = z.detach().to(dtype).contiguous()

@@ -1,0 +1,129 @@
+// Rows on their way through a screen, and their answers as they form; see screen.h and measures.h.
+#pragma once
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+
+#include "codebook.h"
+#include "measures.h"
+#include "screen.h"
+
+namespace vqkern {
+
+constexpr int kHeld = 16;             // candidates a row holds before they are measured
+// A row that needs more codes measured goes to a more precise screen.
+constexpr int64_t most_measured(int64_t k) { return 1024 + k / 16; }
+
+// A panel of rows and their answers so far.
+template <typename Measure>
+class RowPanel final : public Hits {
+  public:
+    void open(const Measure& measure, int64_t id, double squared, int r, const Packed& packed) {
+        packed_ = &packed;
+        codebook_ = &packed.codebook();
+        measure_ = &measure;
+        rows_[r] = Row();
+        rows_[r].nearest = Nearest<Measure>(measure, id);
+        rows_[r].squared = squared;
+        panel.upper[r] = FLT_MAX;
+    }
+
+    void overflow(int r) {
+        rows_[r].overflowed = true;
+        panel.upper[r] = -FLT_MAX;
+    }
+
+    void expect(int64_t place) override {
+        if (place < codebook_->k) measure_->prefetch(packed_->code_at(place));
+    }
+
+    void measure(int r, int64_t place) override {
+        if (place >= codebook_->k) return;
+        Row& row = rows_[r];
+        row.measured += 1;
+        if (!row.nearest.offer(packed_->code_at(place))) return;
+        const double unit = codebook_->scale * codebook_->scale;
+        const double squared = row.nearest.squared() * unit;
+        const double rounding =
+            ((codebook_->dim + 8) * 0x1p-52 + 4 * codebook_->relative) * (squared + row.squared) +
+            codebook_->absolute * unit;
+        const double score = (squared - row.squared) / 2 + rounding;
+        // Four units in the last place keep later float32 sums with this bound on the safe side.
+        const float upper = round_up(score + std::fabs(score) * 0x1p-22);
+        panel.upper[r] = std::min(panel.upper[r], upper);
+    }
+
+    void keep(int r, int64_t place, float lower) override {
+        Row& row = rows_[r];
+        if (row.overflowed) return;
+        if (row.held == kHeld) {
+            int kept = 0;
+            for (int i = 0; i < kHeld; ++i) {
+                if (row.candidates[i].lower <= panel.upper[r]) {
+                    row.candidates[kept++] = row.candidates[i];
+                }
+            }
+            row.held = kept;
+            if (kept == kHeld) measure_held(r);
+            if (row.measured > most_measured(codebook_->k)) return overflow(r);
+        }
+        row.candidates[row.held++] = {place, lower};
+        expect(place);
+    }
+
+    // No code at a larger squared distance, as the screens see them, is nearest to the row.
+    float reach(int r) const {
+        const Row& row = rows_[r];
+        constexpr float kInfinity = __builtin_inff();
+        if (row.nearest.code() < 0) return kInfinity;
+        const double squared = row.nearest.squared();
+        const double own = row.squared / (codebook_->scale * codebook_->scale);
+        const double rounding =
+            ((codebook_->dim + 8) * 0x1p-52 + 10 * codebook_->relative) * (squared + own) +
+            codebook_->absolute;
+        // The squared distance of a box is a sum of dim rounded squares.
+        const double most = (squared + 2 * rounding) * (1 + (codebook_->dim + 8) * 0x1p-22) + 0x1p-120;
+        return most < 0x1p99 ? round_up(most) : kInfinity;
+    }
+
+    bool overflowed(int r) const { return rows_[r].overflowed; }
+
+    // The nearest code of a row that did not overflow, and how many codes were measured for it.
+    const Nearest<Measure>& finish(int r, int64_t& measured) {
+        measure_held(r);
+        measured += rows_[r].measured;
+        return rows_[r].nearest;
+    }
+
+    Panel panel;
+
+  private:
+    struct Candidate {
+        int64_t place;
+        float lower;  // it scores no less
+    };
+    struct Row {
+        Nearest<Measure> nearest;
+        double squared = 0.0;  // |z - c|^2
+        int64_t measured = 0;
+        int held = 0;
+        bool overflowed = false;
+        Candidate candidates[kHeld];
+    };
+
+    void measure_held(int r) {
+        Row& row = rows_[r];
+        for (int i = 0; i < row.held; ++i) {
+            if (row.candidates[i].lower <= panel.upper[r]) measure(r, row.candidates[i].place);
+        }
+        row.held = 0;
+    }
+
+    const Packed* packed_ = nullptr;
+    const Codebook* codebook_ = nullptr;
+    const Measure* measure_ = nullptr;
+    Row rows_[kPanelRows];
+};
+
+}  // namespace vqkern
