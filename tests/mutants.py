@@ -36,6 +36,7 @@ NOT_COPIED = (".git", ".venv", "build", "runs", "*.so", "*.egg-info", "__pycache
 SUITES: dict[str, tuple[list[str], bool]] = {
     "search": (
         [
+            "tests/ops/test_nearest_code_cells.py",
             "tests/ops/test_nearest_code_edges.py",
             "tests/ops/test_nearest_code.py",
             "tests/ops/test_nearest_code_metrics.py",
