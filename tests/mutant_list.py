@@ -168,16 +168,17 @@ MUTANTS = [
     ),
     Mutant(
         "row-offset-in-32-bits", "search", CPU + "search.h",
-        "z_ + ids[r] * codebook.dim;", "z_ + static_cast<int32_t>(ids[r] * codebook.dim);",
+        "screened_.z + ids[r] * codebook.dim;",
+        "screened_.z + static_cast<int32_t>(ids[r] * codebook.dim);",
         "rows beyond 2^31 elements are read elsewhere",
     ),
     Mutant(
-        "distance-taken-as-exact", "search", CPU + "search.h",
+        "distance-taken-as-exact", "search", CPU + "row_panel.h",
         "((codebook_->dim + 8) * 0x1p-52 + 4 * codebook_->relative)", "(4 * codebook_->relative)",
         "the float64 rounding of a measured distance is not in the bound",
     ),
     Mutant(
-        "stand-ins-taken-as-exact", "search", CPU + "search.h",
+        "stand-ins-taken-as-exact", "search", CPU + "row_panel.h",
         "* 0x1p-52 + 4 * codebook_->relative)", "* 0x1p-52)",
         "float32 stand-ins of float64 vectors count as those",
     ),
@@ -187,14 +188,14 @@ MUTANTS = [
         "the rounding of float32 sums is not in the bound",
     ),
     Mutant(
-        "beyond-the-first-flush", "search", CPU + "search.h",
+        "beyond-the-first-flush", "search", CPU + "row_panel.h",
         "if (kept == kHeld) measure_held(r);", "if (kept == kHeld) row.held = 0;",
         "sixteen candidates that all qualify are forgotten",
     ),
     Mutant(
-        "held-test-flipped", "search", CPU + "search.h",
-        "if (row.held_codes[i].lower <= panel.upper[r]) measure(",
-        "if (row.held_codes[i].lower > panel.upper[r]) measure(",
+        "held-test-flipped", "search", CPU + "row_panel.h",
+        "if (row.candidates[i].lower <= panel.upper[r]) measure(",
+        "if (row.candidates[i].lower > panel.upper[r]) measure(",
         "held candidates that qualify are not measured",
     ),
     Mutant(
