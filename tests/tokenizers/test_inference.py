@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vqkern import build_quantizer
-from vqkern.tokenizers import Tiles, VQGANConfig, build_tokenizer
+from vqkern.tokenizers import ConvConfig, Tiles, VQGANConfig, build_tokenizer
 from vqkern.tokenizers.blocks import ResBlock
 from vqkern.tokenizers.tiles import in_tiles
 
@@ -224,9 +224,19 @@ def test_compiled_networks_give_the_same():
 
 @pytest.mark.slow
 def test_compiled_by_inductor():
-    t, plain = tokenizer(), tokenizer()
-    t.compile()
-    torch.testing.assert_close(t.latent(images()), plain.latent(images()), rtol=1e-4, atol=1e-5)
+    """Encoder and decoder of both architectures; batches of another size compile no third time."""
+    small = ConvConfig(latent_dim=4, widths=(16, 16), blocks=(1, 1))
+    for config in (CONFIG, small):
+        t, plain = tokenizer(config=config), tokenizer(config=config)
+        t.compile()
+        for count in (2, 3, 4):
+            x = images(count=count)
+            with torch.no_grad():
+                torch.testing.assert_close(t.latent(x), plain.latent(x), rtol=1e-4, atol=1e-5)
+                latent = plain.latent(x)
+                whole, compiled = plain.decode_latent(latent), t.decode_latent(latent)
+            torch.testing.assert_close(compiled, whole, rtol=1e-4, atol=1e-4)
+        assert torch.equal(t.encode(x), t.quantizer.encode(t.latent(x)))
 
 
 def test_channels_last_throughout():
