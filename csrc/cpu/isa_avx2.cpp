@@ -164,7 +164,7 @@ const ScreenKernels kScreenAvx2 = {
     Format::kFloat32, RowLayout::kByChannel, kRows, kTile, 1, screen, screen_row,
     nullptr, nullptr, boxes_within};
 const FmaLoop kFmaLoopAvx2 = {2 * kChains * kLanes, fma_rounds};
-const KernelSumKernels kKernelSumsAvx2 = {pairs, wide::pairs};
+const KernelSumKernels kKernelSumsAvx2 = {pairs<false>, pairs<true>, wide::pairs<false>};
 const MomentKernels kMomentsAvx2 = {kWideTile, centre_rows, gram, map_rows};
 
 }  // namespace vqkern

@@ -150,7 +150,7 @@ const ScreenKernels kScreenAvx512 = {
     Format::kFloat32, RowLayout::kByChannel, kRows, kTile, 1, screen, screen_row,
     centre, place<Format::kFloat32>, boxes_within};
 const FmaLoop kFmaLoopAvx512 = {2 * kChains * kLanes, fma_rounds};
-const KernelSumKernels kKernelSumsAvx512 = {pairs, wide::pairs};
+const KernelSumKernels kKernelSumsAvx512 = {pairs<false>, pairs<true>, wide::pairs<false>};
 const MomentKernels kMomentsAvx512 = {kWideTile, centre_rows, gram, map_rows};
 
 }  // namespace vqkern

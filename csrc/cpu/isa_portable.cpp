@@ -158,7 +158,7 @@ const ScreenKernels kScreenPortable = {
     Format::kFloat32, RowLayout::kByChannel, kRows, kTile, 1, screen, screen_row,
     nullptr, nullptr, boxes_within};
 const FmaLoop kFmaLoopPortable = {2 * kChains * kLanes, fma_rounds};
-const KernelSumKernels kKernelSumsPortable = {pairs, wide::pairs};
+const KernelSumKernels kKernelSumsPortable = {pairs<false>, pairs<true>, wide::pairs<false>};
 const MomentKernels kMomentsPortable = {kWideTile, centre_rows, gram, map_rows};
 
 }  // namespace vqkern
