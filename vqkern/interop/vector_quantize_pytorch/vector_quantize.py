@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from ...ops.checks import require_index
 from ...ops.take_codes import take_codes
 from ...quantizers.base import require_weight
+from ...quantizers.estimators import rotation_trick
 from ...quantizers.estimators import straight_through as pass_through
 from ...quantizers.ranks import number_of_ranks
 from ..adapter import Adapter, spread_like
-from ..terms import directional, l2norm, mse, orthogonality, rotate
+from ..terms import directional, l2norm, mse, orthogonality
 from . import codebook as books
 from . import layout
 from . import options as supported
@@ -399,7 +400,7 @@ def _move(
 def _estimate(layer: nn.Module, rows: Tensor, nearest: Tensor) -> Tensor:
     if layer.directional_reparam:
         return directional(rows, nearest, layer.directional_reparam_variance)
-    estimator = rotate if layer.rotation_trick else pass_through
+    estimator = rotation_trick if layer.rotation_trick else pass_through
     return estimator(rows, nearest.detach())
 
 
