@@ -13,6 +13,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,9 +81,13 @@ def times(seconds: float, threads: int) -> list[dict]:
         assert torch.equal(index[DROP_IN], index[ACCELERATED])
         same = float((index[DROP_IN] == index[LIBRARY]).float().mean())
         print(f"{label}: {same:.4%} of the indices agree")
-        for call in calls.values():
+        expected = {}
+        for name, call in calls.items():
             call()
-        samples, errors = interleave(calls, {n: 2.0 for n in calls}, seconds)
+            start = time.perf_counter()
+            call()
+            expected[name] = time.perf_counter() - start
+        samples, errors = interleave(calls, expected, seconds)
         assert not errors, errors
         theirs = statistics.median(samples[LIBRARY])
         for name, taken in samples.items():

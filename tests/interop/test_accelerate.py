@@ -6,6 +6,7 @@ import io
 import pytest
 import torch
 from interop import originals
+from interop.pairs import var_case
 from support import golden
 from torch import nn
 
@@ -17,7 +18,8 @@ def golden_tokenizers():
     """Tokenizers of every family with the codes of the golden data."""
     taming, _, _ = golden("taming_quantizer")
     llamagen, _, _ = golden("llamagen_quantizer")
-    var = originals.VAR.VectorQuantizer2(64, 8, False, v_patch_nums=(1, 2, 3, 4))
+    var = originals.VAR.VectorQuantizer2(64, 32, False, v_patch_nums=(1, 2, 3, 4))
+    var.load_state_dict(var_case("var_tokenizer")[0])
     layers = {
         "taming": originals.Taming.VectorQuantizer2(128, 16, 0.25, legacy=False),
         "taming legacy": originals.Taming.VectorQuantizer2(128, 16, 0.25, sane_index_shape=True),

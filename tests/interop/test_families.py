@@ -4,6 +4,7 @@ against data made with the public reference programs."""
 import pytest
 import torch
 from interop import originals
+from interop.pairs import var_case
 from support import golden
 
 from vqkern import interop
@@ -73,21 +74,6 @@ def test_llamagen_gives_what_the_reference_gave(family):
     torch.testing.assert_close(layer.embedding.weight.grad, expected, rtol=1e-4, atol=1e-8)
     entries = layer.get_codebook_entry(index, shape=z.shape, channel_first=True)
     torch.testing.assert_close(entries, out["code_entry"], **CLOSE)
-
-
-def var_case(name):
-    from pathlib import Path
-
-    from safetensors.torch import load_file
-
-    tensors = load_file(Path(__file__).parents[1] / "data" / "structures.safetensors")
-    case = {k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{name}/")}
-    state = {"embedding.weight": case["codes"], "ema_vocab_hit_SV": torch.zeros(4, 64)}
-    for i in range(4):
-        weight = case[f"phi.{i}.weight"].float() * case[f"phi_scale.{i}.weight"]
-        state[f"quant_resi.qresi_ls.{i}.weight"] = weight
-        state[f"quant_resi.qresi_ls.{i}.bias"] = case[f"phi.{i}.bias"]
-    return state, case
 
 
 @pytest.mark.parametrize("name", ["var_tokenizer", "var_tokenizer_ch64"])

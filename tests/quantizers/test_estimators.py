@@ -33,7 +33,7 @@ def test_rotation_trick_is_the_scaled_rotation_of_the_plane():
     z = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     q, upstream = torch.randn(6, 4).double(), torch.randn(6, 4).double()
     out = rotation_trick(z, q)
-    torch.testing.assert_close(out, q)
+    assert torch.equal(out, q)
     (gradient,) = torch.autograd.grad(out, z, upstream)
     for row in range(6):
         a, b = z[row].detach(), q[row]
@@ -67,6 +67,31 @@ def test_rows_without_a_rotation_pass_straight_through():
     (gradient,) = torch.autograd.grad(out, z, upstream)
     assert torch.equal(gradient, upstream)
     torch.testing.assert_close(out, q, equal_nan=True)
+
+
+def test_nearly_opposite_vectors_still_have_digits():
+    """The bisector is 2e-3 long there; float32 keeps four of its digits."""
+    z = torch.randn(20, 6)
+    q, upstream = (
+        -2 * z + 4e-3 * z.norm(dim=-1, keepdim=True) * torch.randn(20, 6),
+        torch.randn(20, 6),
+    )
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = z.to(dtype).requires_grad_()
+        gradients += torch.autograd.grad(
+            rotation_trick(leaf, q.to(dtype)), leaf, upstream.to(dtype)
+        )
+    torch.testing.assert_close(gradients[0].double(), gradients[1], rtol=1e-3, atol=1e-3)
+
+
+def test_the_rotation_is_differentiated_once():
+    z = torch.randn(4, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(
+        rotation_trick(z, torch.randn(4, 3)).square().sum(), z, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -13,13 +13,13 @@ from vqkern.reproduce import (
     bounds,
     experiment,
     fair,
-    gaussian_shift,
     moving,
     non_gaussian,
     ste_toy,
     token_vs_codebook,
     variance,
 )
+from vqkern.reproduce.shifts import Shifts
 from vqkern.reproduce.tables import format_table, percent, published
 from vqkern.tokenizers import ConvConfig
 
@@ -34,8 +34,8 @@ SMALL = moving.Moving(
     revive_after=5,
 )
 TINY = {
-    "gaussian-shift": gaussian_shift.GaussianShift(shifts=(0.0, 2.0), moving=SMALL),
-    "non-gaussian": non_gaussian.NonGaussian(shifts=(0.0, 2.0), moving=SMALL),
+    "gaussian-shift": Shifts(shifts=(0.0, 2.0), moving=SMALL),
+    "non-gaussian": Shifts(shifts=(0.0, 2.0), moving=SMALL),
     "variance": variance.Variance(variances=(0.2, 1.0, 2.0), vectors=2000, trials=1, vq_codes=256),
     "bounds": bounds.Bounds(dims=(2, 8), codebook_sizes=(256,), effective_dims=(2,), iterations=3),
     "token-vs-codebook": token_vs_codebook.TokenVsCodebook(

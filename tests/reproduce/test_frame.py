@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from vqkern.cli import main
-from vqkern.reproduce import NAMES, experiment, gaussian_shift, moving, select
+from vqkern.reproduce import NAMES, experiment, moving, select
 from vqkern.reproduce.frame import run_experiment
 from vqkern.reproduce.gaussian_shift import EXPERIMENT
 from vqkern.reproduce.moving import METHODS, Moving
+from vqkern.reproduce.shifts import Shifts
 
-TINY = gaussian_shift.GaussianShift(
+TINY = Shifts(
     shifts=(0.0, 2.0),
     moving=Moving(
         codes=64,
@@ -95,11 +96,12 @@ def test_a_process_that_is_killed_for_good_goes_on_to_the_same_figures(tmp_path)
         "import sys\n"
         "from pathlib import Path\n"
         "from dataclasses import replace\n"
-        "from vqkern.reproduce.gaussian_shift import EXPERIMENT, GaussianShift\n"
+        "from vqkern.reproduce.gaussian_shift import EXPERIMENT\n"
         "from vqkern.reproduce.moving import Moving\n"
         "from vqkern.reproduce.frame import run_experiment\n"
+        "from vqkern.reproduce.shifts import Shifts\n"
         "moving = Moving(codes=64, dim=4, our_features=512, steps=400, test_features=1024)\n"
-        "s = GaussianShift(shifts=(2.0,), moving=moving)\n"
+        "s = Shifts(shifts=(2.0,), moving=moving)\n"
         "cell = {'method': 'ours-wasserstein', 'shift': 2.0}\n"
         "run_experiment(EXPERIMENT, s, [cell], Path(sys.argv[1]), save_every=0.0)\n"
     )

@@ -75,6 +75,27 @@ def test_stage_1_moves_the_codes_alone(name):
     assert not t.quantizer.training
 
 
+@pytest.mark.parametrize("name", ["ema", "ema_rq", "ema_vp2"])
+def test_stage_1_of_codes_that_move_by_averages(name):
+    options = {"depth": 2} if name == "ema_rq" else {}
+    q = quantizer(name, decay=0.5, **options)
+    errors = []
+
+    def keep(report):
+        errors.append(report.values["error"])
+
+    substitute(q, features(), Substitution(steps=30, tokens=256), 0, keep)
+    assert errors[-1] < 0.2 * errors[0] and not q.training
+
+
+def test_stage_1_of_a_quantizer_that_learns_nothing_measures_it():
+    errors = []
+    q = build_quantizer("fsq", dim=4, codebook_size=625, channel_dim=1)
+    pool = features() - 5
+    substitute(q, pool, Substitution(steps=2, tokens=64), 0, lambda r: errors.append(r.values))
+    assert len(errors) == 2 and errors[0]["error"] > 0
+
+
 def test_stage_1_with_mmd_brings_every_code_to_far_features():
     pool = features()
     fresh = features(8192)[4096:]

@@ -1,4 +1,4 @@
-"""Loss terms and estimators that the drop-in classes share."""
+"""Loss terms and an estimator that the drop-in classes share."""
 
 from __future__ import annotations
 
@@ -25,47 +25,6 @@ def mse(a: Tensor, b: Tensor, valid: Tensor) -> Tensor:
     # where() before the square: NaN in a row that is left out must not reach a gradient.
     difference = torch.where(valid[..., None], a.to(dtype) - b.to(dtype), 0)
     return difference.square().sum() / (valid.sum() * a.shape[-1]).clamp_min(1)
-
-
-def rotate(z: Tensor, nearest: Tensor) -> Tensor:
-    """`nearest` [..., D] forward; backward, z was rotated and scaled onto it (Fifty et al. 2024).
-
-    The gradient of `vqkern.quantizers.rotation_trick` in closed form: a handful of passes over the
-    rows, nothing kept but the arguments, and the value is exactly `nearest`.
-    """
-    return _Rotate.apply(z, nearest.detach())
-
-
-class _Rotate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z: Tensor, nearest: Tensor) -> Tensor:
-        ctx.save_for_backward(z, nearest)
-        return nearest.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        z, q = ctx.saved_tensors
-        dtype = torch.promote_types(z.dtype, torch.float32)
-        g, z, q = grad.to(dtype), z.to(dtype), q.to(dtype)
-
-        def dot(a: Tensor, b: Tensor) -> Tensor:
-            return (a * b).sum(-1, keepdim=True)
-
-        # With v = z / |z|, u = q / |q|: R^T g = g - 2 r (r.g) + 2 v (u.g), r = (u + v) / |u + v|.
-        z_norm, q_norm = dot(z, z).sqrt(), dot(q, q).sqrt()
-        along_v, along_u = dot(g, z) / z_norm, dot(g, q) / q_norm
-        cosine = dot(z, q) / (z_norm * q_norm)
-        mirrored = (along_u + along_v) / (1 + cosine)
-        scale = q_norm / z_norm
-        # A bisector this short has no digits left that say where it points.
-        exists = (1 + cosine > 5e-7) & (scale > 0) & scale.isfinite()
-        rotated = scale * g
-        rotated.addcmul_(z, scale / z_norm * (2 * along_u - mirrored))
-        rotated.addcmul_(q, -mirrored * scale / q_norm)
-        if not bool(exists.all()):
-            rotated = torch.where(exists, rotated, g)
-        return rotated.to(grad.dtype), None
 
 
 def directional(z: Tensor, nearest: Tensor, variance: float) -> Tensor:

@@ -43,26 +43,40 @@ def rotation_trick(z: Tensor, nearest: Tensor) -> Tensor:
     the gradient passes straight through.
 
     Numerics:
-        The rotation is computed in float32 (float64 for float64), the value is `nearest` up to the
-        rounding of z + (nearest - z), as for the straight-through estimator.
+        The value is exactly `nearest`. The gradient is computed in float32 (float64 for float64) in
+        O(N D): no D x D matrix, and nothing kept but the arguments. A second derivative raises.
     """
-    dtype = torch.promote_types(z.dtype, torch.float32)
-    start, end = z.detach().to(dtype), nearest.detach().to(dtype)
-    z_norm, q_norm = start.norm(dim=-1, keepdim=True), end.norm(dim=-1, keepdim=True)
-    v, u = start / z_norm, end / q_norm
-    bisector = (u + v).norm(dim=-1, keepdim=True)
-    scale = q_norm / z_norm
-    # A bisector this short has no digits left that say where it points.
-    exists = (bisector > 1e-3) & (scale > 0) & scale.isfinite()
-    v, u, scale = (torch.where(exists, part, 0) for part in (v, u, scale))
-    r = torch.where(exists, (u + v) / bisector, 0)
-    moving = z.to(dtype)
+    return _Rotation.apply(z, nearest.detach())
 
-    def along(direction: Tensor) -> Tensor:
-        return (moving * direction).sum(-1, keepdim=True)
 
-    rotated = scale * (moving - 2 * along(r) * r + 2 * along(v) * u)
-    return straight_through(torch.where(exists, rotated, moving).to(z.dtype), nearest)
+class _Rotation(torch.autograd.Function):
+    """The closed form: s R^T g = s (g - 2 r (r.g) + 2 v (u.g))."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, nearest: Tensor) -> Tensor:
+        ctx.save_for_backward(z, nearest)
+        return nearest.to(torch.promote_types(z.dtype, nearest.dtype), copy=True)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        z, nearest = ctx.saved_tensors
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        g, start, end = grad.to(dtype), z.to(dtype), nearest.to(dtype)
+
+        def dot(a: Tensor, b: Tensor) -> Tensor:
+            return (a * b).sum(-1, keepdim=True)
+
+        z_norm, q_norm = dot(start, start).sqrt(), dot(end, end).sqrt()
+        v, u = start / z_norm, end / q_norm
+        bisector = u + v
+        length = dot(bisector, bisector)
+        scale = q_norm / z_norm
+        # A bisector this short has no digits left that say where it points.
+        exists = (length > 1e-6) & (scale > 0) & scale.isfinite()
+        rotated = g.addcmul(bisector, dot(bisector, g) / length, value=-2)
+        rotated = rotated.addcmul_(v, dot(u, g), value=2).mul_(scale)
+        return torch.where(exists, rotated, g).to(z.dtype), None
 
 
 @dataclass(frozen=True)

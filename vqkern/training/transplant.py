@@ -112,8 +112,9 @@ def substitute(
 
     The loss is the quantizer's own (VQ-Transplant eq. 3), |sg(z_e) - z_q|^2 + gamma L_unique, where
     L_unique and gamma are its alignment and that alignment's weight. Encoder and decoder take no
-    part: what comes in are latents. Reports `error` (quantization error of the step's latents) and
-    `loss`. Ended or interrupted, the quantizer is left in eval mode.
+    part: what comes in are latents. Where no parameter learns, as with codes that move by averages
+    (EMA), the forward passes are all there is. Reports `error` (quantization error of the step's
+    latents) and `loss`. Ended or interrupted, the quantizer is left in eval mode.
 
     Args:
         quantizer: With `channel_dim=1` and D channels.
@@ -130,19 +131,22 @@ def substitute(
         )
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(quantizer.parameters(), betas=BETAS)
-    optimizer.param_groups[0]["peak_lr"] = settings.lr
+    learned = [parameter for parameter in quantizer.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(learned, betas=BETAS) if learned else None
+    if optimizer is not None:
+        optimizer.param_groups[0]["peak_lr"] = settings.lr
     quantizer.train()
     try:
         for step in range(settings.steps):
-            set_learning_rates(optimizer, linear_decay(step, settings.steps))
             chosen = torch.randint(len(pool), (settings.tokens,), generator=generator)
             latent = as_feature_map(pool[chosen.to(pool.device)])
             quantized, _, loss = quantizer(latent)
             value = check_finite(loss, "stage I", step)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            if optimizer is not None:
+                set_learning_rates(optimizer, linear_decay(step, settings.steps))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
             if on_step is not None:
                 error = float(quantization_error(latent, quantized.detach(), channel_dim=1))
                 on_step(StepReport(step + 1, settings.steps, {"error": error, "loss": value}))

@@ -104,6 +104,32 @@ def assign(codebook: nn.Module, rows: Tensor, codes: Tensor) -> Tensor:
     return _stack([nearest_code(z, e, metric=metric).index for z, e in pairs])
 
 
+# Vectors x codes that are compared at a time where codes are drawn: 16 MiB of float32.
+PAIRS = 1 << 22
+
+
+@torch.no_grad()
+def draw_codes(codebook: nn.Module, rows: Tensor, codes: Tensor, temperature: float) -> Tensor:
+    """Index [heads, N] of a code drawn with p(k) ~ exp(-|z - e_k| / temperature); -1: not finite.
+
+    With use_cosine_sim, p(k) ~ exp(z.e_k / temperature). The distances are those of float32. Every
+    vector is compared with every code, a block of vectors at a time: time grows with N K, memory
+    does not.
+    """
+    drawn = []
+    for z, e in zip(rows.detach().to(codes.dtype), codes.detach(), strict=True):
+        centre = torch.zeros_like(e[0]) if codebook.use_cosine_sim else e.mean(0)
+        e, found = e - centre, []
+        for block in (z - centre).split(max(1, PAIRS // len(e))):
+            score = block @ e.T if codebook.use_cosine_sim else torch.cdist(block, e).neg_()
+            # The largest of score / t + Gumbel noise, noise being -log of an exponential draw.
+            noise = torch.empty_like(score).exponential_().log_()
+            found.append(score.div_(temperature).sub_(noise).argmax(-1))
+        index = torch.cat(found) if found else z.new_zeros(0, dtype=torch.int64)
+        drawn.append(torch.where(z.isfinite().all(-1), index, -1))
+    return _stack(drawn)
+
+
 def take(codes: Tensor, index: Tensor) -> Tensor:
     """The codes [heads, N, D] behind an index [heads, N]."""
     return _stack([take_codes(e, i) for e, i in zip(codes, index, strict=True)])

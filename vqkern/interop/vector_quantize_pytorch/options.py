@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-# What needs the distances of every vector to every code.
+# What needs the gradient of every distance, or codes that move with the batch.
 NOT_HERE = {
     "affine_param": False,
     "codebook_diversity_loss_weight": 0.0,
     "commitment_use_cross_entropy_loss": False,
-    "stochastic_sample_codes": False,
     "straight_through": False,
 }
 

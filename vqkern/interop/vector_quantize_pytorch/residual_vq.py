@@ -165,7 +165,7 @@ class ResidualVQ(nn.Module):
 
         Args:
             x: [B, N, dim], or a map [B, dim, H, W] as constructed.
-            mask: bool [B, N], as in VectorQuantize.
+            mask, sample_codebook_temp: as in VectorQuantize.
             rand_quantize_dropout_fixed_seed: chooses how many layers `quantize_dropout` leaves.
         """
         for name, value in (("indices", indices), ("beam_size", beam_size)):
@@ -187,7 +187,12 @@ class ResidualVQ(nn.Module):
                 losses.append(torch.zeros_like(losses[0]))
                 continue
             features.append(rest)
-            quantized, found, loss = layer(rest, mask=mask, freeze_codebook=freeze_codebook)
+            quantized, found, loss = layer(
+                rest,
+                mask=mask,
+                freeze_codebook=freeze_codebook,
+                sample_codebook_temp=sample_codebook_temp,
+            )
             index.append(found)
             losses.append(loss)
             passed = quantized.detach()
@@ -213,10 +218,7 @@ class ResidualVQ(nn.Module):
     def _last_layer(self, device: torch.device, seed: int | None) -> int:
         if not (self.training and self.quantize_dropout):
             return self.num_quantizers - 1
-        if seed is None:
-            draw = torch.randint(0, 10_000, (), device=device)
-            sum_over_ranks(draw)
-            seed = int(draw)
+        seed = agreed_seed(device) if seed is None else seed
         chosen = random.Random(seed)
         last = chosen.randrange(self.quantize_dropout_cutoff_index, self.num_quantizers)
         multiple = self.quantize_dropout_multiple_of
@@ -229,3 +231,10 @@ class ResidualVQ(nn.Module):
             layer._codebook.update_ema()
             layer.update_in_place_optimizer()
         layer.expire_codes_(features)
+
+
+def agreed_seed(device: torch.device) -> int:
+    """A random seed that is the same on all ranks."""
+    draw = torch.randint(0, 10_000, (), device=device)
+    sum_over_ranks(draw)
+    return int(draw)

@@ -11,9 +11,10 @@ from ...ops import nearest_code
 from ...ops.checks import require_float, require_index
 from ...ops.take_codes import take_codes
 from ...quantizers.base import require_weight
+from ...quantizers.estimators import rotation_trick
 from ...quantizers.estimators import straight_through as pass_through
 from ..adapter import Adapter, spread_like
-from ..terms import mse, rotate
+from ..terms import mse
 from .options import require_numbers
 
 
@@ -85,7 +86,7 @@ class SimVQ(Adapter):
         valid = index >= 0
         loss = mse(z.detach(), nearest, valid)
         back = mse(z, nearest.detach(), valid) * self.input_to_quantize_commit_loss_weight
-        estimator = rotate if self.rotation_trick else pass_through
+        estimator = rotation_trick if self.rotation_trick else pass_through
         quantized = estimator(z, nearest.detach().to(z.dtype))
         return quantized.movedim(-1, axis), index, (loss + back) * self.commitment_weight
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from ...ops.checks import require_index
 from ...ops.take_codes import take_codes
 from ...quantizers.base import require_weight
+from ...quantizers.estimators import rotation_trick
 from ...quantizers.estimators import straight_through as pass_through
 from ...quantizers.ranks import number_of_ranks
 from ..adapter import Adapter, spread_like
-from ..terms import directional, l2norm, mse, orthogonality, rotate
+from ..terms import directional, l2norm, mse, orthogonality
 from . import codebook as books
 from . import layout
 from . import options as supported
@@ -103,6 +104,7 @@ class VectorQuantize(Adapter):
             ("orthogonal_reg_weight", orthogonal_reg_weight),
             ("threshold_ema_dead_code", threshold_ema_dead_code),
             ("eps", eps),
+            ("sample_codebook_temp", sample_codebook_temp),
         ):
             require_weight(name, weight)
         if not 0 <= decay <= 1:
@@ -144,6 +146,8 @@ class VectorQuantize(Adapter):
         self.route_gradients_to_input = route_gradients_to_input
         self.sync_update_v = sync_update_v
         self.use_cosine_sim = use_cosine_sim
+        self.stochastic_sample_codes = stochastic_sample_codes
+        self.sample_codebook_temp = sample_codebook_temp
         self.freeze_codebook = freeze_codebook
         self.channel_last = channel_last
         self.accept_image_fmap, self.accept_3d_fmap = accept_image_fmap, accept_3d_fmap
@@ -247,6 +251,7 @@ class VectorQuantize(Adapter):
 
         Args:
             x: [B, N, dim], [B, dim], or with channels first as the constructor says.
+            sample_codebook_temp: this once, of the draw with `stochastic_sample_codes`.
             mask: bool [B, N], or `lens` [B]: where it is False, x is not quantized: the output is
                 0 (or x), the index -1, and it counts nowhere.
             freeze_codebook: this once, moves no codes.
@@ -292,7 +297,7 @@ class VectorQuantize(Adapter):
             books.start_from(book, rows, wanted)
 
         codes = books.effective_codes(book)
-        index = books.assign(book, rows, codes)
+        index = _choose(self, rows, codes, sample_codebook_temp)
         # Before they move: `codes` is the codebook itself.
         nearest = books.take(codes, index).type(x.dtype)
         in_place = zero = rows.new_zeros((), dtype=torch.float32)
@@ -302,7 +307,7 @@ class VectorQuantize(Adapter):
         if learns and self.in_place_codebook_optimizer is not None:
             in_place = _optimise_in_place(self, nearest, rows, wanted & (index >= 0))
             codes = books.effective_codes(book)
-            index = books.assign(book, rows, codes)
+            index = _choose(self, rows, codes, sample_codebook_temp)
             nearest = books.take(codes, index).type(x.dtype)
 
         quantized, loss = nearest, zero
@@ -377,6 +382,16 @@ class VectorQuantize(Adapter):
             book.initted.data.fill_(True)
 
 
+def _choose(layer: nn.Module, rows: Tensor, codes: Tensor, temperature: float | None) -> Tensor:
+    """Index [heads, N] of the nearest code; of one drawn at random if the layer trains so."""
+    # A module that was taken over does not draw: it would have been left.
+    if layer.training and getattr(layer, "stochastic_sample_codes", False):
+        temperature = layer.sample_codebook_temp if temperature is None else temperature
+        if temperature > 0:
+            return books.draw_codes(layer._codebook, rows, codes, temperature)
+    return books.assign(layer._codebook, rows, codes)
+
+
 def _move(
     book: nn.Module,
     rows: Tensor,
@@ -399,7 +414,7 @@ def _move(
 def _estimate(layer: nn.Module, rows: Tensor, nearest: Tensor) -> Tensor:
     if layer.directional_reparam:
         return directional(rows, nearest, layer.directional_reparam_variance)
-    estimator = rotate if layer.rotation_trick else pass_through
+    estimator = rotation_trick if layer.rotation_trick else pass_through
     return estimator(rows, nearest.detach())
 
 
