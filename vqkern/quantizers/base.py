@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.checks import require_float
-from .ranks import sum_over_ranks
+from ..ops.rows import masked_difference
+from .ranks import number_of_ranks, sum_over_ranks
 
 
 class QuantizeResult(NamedTuple):
@@ -50,13 +51,17 @@ class UsageCounter(nn.Module):
     @torch.no_grad()
     def add(self, index: Tensor, counted: Tensor) -> None:
         """Counts index [N] where `counted` [N]; an index of -1 there is a skipped token."""
-        place = torch.where(index >= 0, index, len(self.count))
-        hits = self.count.new_zeros(len(self.count) + 1)
-        hits.scatter_add_(0, place, counted.long())
-        if self.training:
+        found = index >= 0
+        skipped = (counted & ~found).sum()
+        hits = self.count
+        if several := self.training and number_of_ranks() > 1:
+            hits = torch.zeros_like(hits)
+        hits.scatter_add_(0, index.clamp_min(0), (counted & found).long())
+        if several:
             sum_over_ranks(hits)
-        self.count += hits[:-1]
-        self.skipped += hits[-1]
+            sum_over_ranks(skipped)
+            self.count += hits
+        self.skipped += skipped
 
     def reset(self) -> None:
         self.count.zero_()
@@ -203,6 +208,46 @@ def require_weight(name: str, value: float) -> None:
 
 def masked_mse(a: Tensor, b: Tensor, valid: Tensor) -> Tensor:
     """Mean of (a - b)^2 over the channels of the valid rows [N]; float32, 0 if none is valid."""
-    # where() before the square: NaN in a row that is left out must not reach a gradient.
-    difference = torch.where(valid[:, None], a.float() - b.float(), 0)
-    return difference.square().sum() / (valid.sum() * a.shape[1]).clamp_min(1)
+    a, b = a.float(), b.float()
+    if a.device.type == "cpu":  # elsewhere a compiler fuses the passes
+        return _masked_mse(a, b, valid)[0]
+    difference, total, count = masked_difference(a, b, valid)
+    return total / (count * a.shape[1]).clamp_min(1)
+
+
+@torch.library.custom_op("vqkern::masked_mse", mutates_args=())
+def _masked_mse(a: Tensor, b: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean, the difference [N, D] and what its sum of squares is divided by."""
+    difference, total, count = masked_difference(a, b, valid)
+    numbers = (count * a.shape[1]).clamp_min(1).to(a.dtype)
+    return total / numbers, difference, numbers
+
+
+@_masked_mse.register_fake
+def _(a: Tensor, b: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return a.new_empty(()), torch.empty_like(a), a.new_empty(())
+
+
+@torch.library.custom_op("vqkern::masked_mse_backward", mutates_args=())
+def _masked_mse_backward(grad: Tensor, difference: Tensor, numbers: Tensor) -> Tensor:
+    return difference * (2 * grad / numbers)
+
+
+@_masked_mse_backward.register_fake
+def _(grad: Tensor, difference: Tensor, numbers: Tensor) -> Tensor:
+    return torch.empty_like(difference)
+
+
+def _setup_context(ctx, inputs, output):
+    _, difference, numbers = output
+    ctx.mark_non_differentiable(difference, numbers)
+    ctx.save_for_backward(difference, numbers)
+
+
+def _backward(ctx, grad, _grad_difference, _grad_numbers):
+    slope = _masked_mse_backward(grad, *ctx.saved_tensors)
+    to_a, to_b, _ = ctx.needs_input_grad
+    return slope if to_a else None, -slope if to_b else None, None
+
+
+_masked_mse.register_autograd(_backward, setup_context=_setup_context)

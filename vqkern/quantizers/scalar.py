@@ -91,8 +91,9 @@ class ScalarQuantizer(Composable):
         return None
 
     def _assign(self, latents: Tensor, codes: None) -> Tensor:
-        finite = latents.isfinite().all(-1, keepdim=True)
-        digits = self._digits(torch.where(finite, latents, 0).to(common_dtype(latents)))
+        wide = latents.detach().to(common_dtype(latents))
+        finite = wide - wide == 0
+        digits = self._digits(torch.where(finite, wide, 0))
         return join_index(torch.where(finite, digits, -1), self.levels)
 
     def _take(self, codes: None, index: Tensor) -> Tensor:
