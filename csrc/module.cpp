@@ -154,12 +154,13 @@ void unit_rows_slope(Address grad, Address unit, Address largest, Address norm, 
                             pointer<float>(slope), threads);
 }
 
-py::tuple masked_difference(Address a, Address b, Address valid, int64_t n, int64_t dim,
-                            Address difference, int threads) {
+py::tuple masked_difference(Address a, int64_t a_stride, Address b, int64_t b_stride, Address valid,
+                            int64_t n, int64_t dim, Address difference, int threads) {
     vqkern::SquaredDifference result;
     {
         py::gil_scoped_release release;
-        result = vqkern::masked_difference(pointer<const float>(a), pointer<const float>(b),
+        result = vqkern::masked_difference(pointer<const float>(a), a_stride,
+                                           pointer<const float>(b), b_stride,
                                            pointer<const bool>(valid), n, dim,
                                            pointer<float>(difference), threads);
     }
@@ -238,9 +239,9 @@ PYBIND11_MODULE(_native, module) {
     module.def("unit_rows_slope", &unit_rows_slope, py::arg("grad"), py::arg("unit"),
                py::arg("largest"), py::arg("norm"), py::arg("n"), py::arg("dim"),
                py::arg("slope"), py::arg("threads"));
-    module.def("masked_difference", &masked_difference, py::arg("a"), py::arg("b"),
-               py::arg("valid"), py::arg("n"), py::arg("dim"), py::arg("difference"),
-               py::arg("threads"));
+    module.def("masked_difference", &masked_difference, py::arg("a"), py::arg("a_stride"),
+               py::arg("b"), py::arg("b_stride"), py::arg("valid"), py::arg("n"), py::arg("dim"),
+               py::arg("difference"), py::arg("threads"));
     module.def("bit_strings", &bit_strings, py::arg("logits"), py::arg("stride"), py::arg("valid"),
                py::arg("n"), py::arg("bits"), py::arg("strings"), py::arg("threads"));
     module.def("bit_strings_slope", &bit_strings_slope, py::arg("logits"), py::arg("stride"),

@@ -1,7 +1,7 @@
 // What a layer does with rows beside searching and adding them up, in one pass over memory each.
 //
-// Rows are float32, indices int64, everything contiguous unless a stride is named. Sums are float64 over fixed
-// blocks of rows: no result depends on the number of threads.
+// Rows are float32, indices int64, everything contiguous unless a stride is named. Sums over rows are float64, in
+// fixed blocks: no result depends on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -37,8 +37,9 @@ struct SquaredDifference {
     double sum;
     int64_t rows;
 };
-SquaredDifference masked_difference(const float* a, const float* b, const bool* valid, int64_t n,
-                                    int64_t dim, float* difference, int threads);
+SquaredDifference masked_difference(const float* a, int64_t a_stride, const float* b,
+                                    int64_t b_stride, const bool* valid, int64_t n, int64_t dim,
+                                    float* difference, int threads);
 
 // Independent bits with the log-odds logits[i][0..bits), rows `stride` apart: strings[i][c] is the probability of
 // the string whose bit m is (c >> m) & 1; 0 throughout where not valid.

@@ -144,11 +144,13 @@ def masked_difference(a: Tensor, b: Tensor, valid: Tensor) -> tuple[Tensor, Tens
         # where() before the square: NaN in a row that is left out must not reach a gradient.
         difference = torch.where(valid[:, None], a - b, 0)
         return difference, difference.square().sum(), valid.sum()
-    a, b, valid = a.contiguous(), b.contiguous(), valid.contiguous()
-    difference = torch.empty_like(a)
+    a, b = (r if _rows_apart(r) else r.contiguous() for r in (a, b))
+    valid = valid.contiguous()
+    difference = torch.empty(a.shape)
     total, count = backends.native().masked_difference(
-        a.data_ptr(), b.data_ptr(), valid.data_ptr(), *a.shape, difference.data_ptr(), _threads()
-    )
+        a.data_ptr(), a.stride(0), b.data_ptr(), b.stride(0), valid.data_ptr(), *a.shape,
+        difference.data_ptr(), _threads(),
+    )  # fmt: skip
     return difference, a.new_tensor(total), torch.tensor(count)
 
 

@@ -225,7 +225,7 @@ def _masked_mse(a: Tensor, b: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Te
 
 @_masked_mse.register_fake
 def _(a: Tensor, b: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return a.new_empty(()), torch.empty_like(a), a.new_empty(())
+    return a.new_empty(()), a.new_empty(a.shape), a.new_empty(())
 
 
 @torch.library.custom_op("vqkern::masked_mse_backward", mutates_args=())

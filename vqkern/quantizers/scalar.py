@@ -76,14 +76,14 @@ class ScalarQuantizer(Composable):
         return copy.deepcopy(self)
 
     def _digits(self, latents: Tensor) -> Tensor:
-        """Which value each channel of finite latents takes, int64 [..., dim]."""
+        """Which value each channel of latents takes, int64 [..., dim]; any if it is not finite."""
         raise NotImplementedError
 
     def _values(self, digits: Tensor) -> Tensor:
         """The values behind digits, float32."""
         raise NotImplementedError
 
-    def _compared(self, latents: Tensor) -> Tensor:
+    def _compared(self, latents: Tensor, index: Tensor) -> Tensor:
         """What the commitment compares with the values: the latents as they are rounded."""
         return latents.to(common_dtype(latents))
 
@@ -92,23 +92,23 @@ class ScalarQuantizer(Composable):
 
     def _assign(self, latents: Tensor, codes: None) -> Tensor:
         wide = latents.detach().to(common_dtype(latents))
-        finite = wide - wide == 0
-        digits = self._digits(torch.where(finite, wide, 0))
-        return join_index(torch.where(finite, digits, -1), self.levels)
+        # x - x is 0 for finite x alone. One digit of -1 makes an index of -1.
+        digits = self._digits(wide).masked_fill_(wide - wide != 0, -1)
+        return join_index(digits, self.levels)
 
     def _take(self, codes: None, index: Tensor) -> Tensor:
         digits = split_index(index, self.levels)
         return self._values(digits).masked_fill((index < 0)[..., None], torch.nan)
 
     def _estimate(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: None) -> Tensor:
-        compared = self._compared(latents)
+        compared = self._compared(latents, index)
         return straight_through(compared, nearest.to(compared.dtype)).to(latents.dtype)
 
     def _learn(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: None) -> Tensor:
         loss = self._settle(latents, index, codes)
         if self.commitment == 0:
             return loss
-        compared = self._compared(latents).reshape(-1, self.dim)
+        compared = self._compared(latents, index).reshape(-1, self.dim)
         valid = index.flatten() >= 0
         return loss + self.commitment * masked_mse(compared, nearest.reshape(-1, self.dim), valid)
 
@@ -169,18 +169,18 @@ class FSQ(ScalarQuantizer):
         return torch.tanh(latents + shift) * half - offset
 
     def _digits(self, latents: Tensor) -> Tensor:
-        return (self._bounded(latents).round().long() + self.level // 2).clamp_min(0)
+        half_width = (self.level // 2).to(latents.dtype)
+        return self._bounded(latents).round_().add_(half_width).clamp_min_(0).long()
 
     def _values(self, digits: Tensor) -> Tensor:
         half_width = self.level // 2
         return (digits - half_width).float() / half_width.float()
 
-    def _compared(self, latents: Tensor) -> Tensor:
+    def _compared(self, latents: Tensor, index: Tensor) -> Tensor:
         # NaN rows through the tanh would turn a gradient of 0 into NaN.
-        wide = latents.to(common_dtype(latents))
-        finite = wide.isfinite().all(-1, keepdim=True)
-        scaled = self._bounded(torch.where(finite, wide, 0)) / (self.level // 2)
-        return torch.where(finite, scaled, torch.nan)
+        left_out = (index < 0)[..., None]
+        wide = latents.to(common_dtype(latents)).masked_fill(left_out, 0)
+        return (self._bounded(wide) / (self.level // 2)).masked_fill(left_out, torch.nan)
 
 
 class BinaryQuantizer(ScalarQuantizer):
@@ -243,7 +243,7 @@ class BinaryQuantizer(ScalarQuantizer):
         loss = super()._settle(latents, index, codes)
         if self.entropy_weight == 0:
             return loss
-        logits = self._compared(latents) * (4 * self.magnitude / self.temperature)
+        logits = self._compared(latents, index) * (4 * self.magnitude / self.temperature)
         own, spread = bit_entropies(
             logits.reshape(-1, self.dim), index.flatten() >= 0, self.joint_bits
         )
@@ -308,5 +308,5 @@ class BSQ(BinaryQuantizer):
             channel_dim=channel_dim,
         )
 
-    def _compared(self, latents: Tensor) -> Tensor:
+    def _compared(self, latents: Tensor, index: Tensor) -> Tensor:
         return on_sphere(latents)
