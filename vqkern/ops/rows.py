@@ -105,7 +105,7 @@ def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         largest = rows.abs().amax(-1, keepdim=True)
         regular = largest.isfinite() & (largest > 0)
         largest = torch.where(regular, largest, 1)
-        # The scale drops out of the result, and squares of what is left neither overflow nor vanish.
+        # The scale drops out of the result; squares of what is left neither overflow nor vanish.
         unit = rows / largest
         norm = torch.where(regular, torch.linalg.vector_norm(unit, dim=-1, keepdim=True), 1)
         unit /= norm
@@ -180,7 +180,9 @@ def bit_strings_slope(
     """Writes the gradient to logits [N, b] of a value with `grad` to the strings [N, 2^b] to `out`,
     laid out as logits are; 0 where not `valid`. `grad` is overwritten."""
     n, bits = logits.shape
-    if not (runs_natively(logits, grad) and _rows_apart(logits) and out.stride() == logits.stride()):
+    if not (
+        runs_natively(logits, grad) and _rows_apart(logits) and out.stride() == logits.stride()
+    ):
         grad *= strings
         for m in reversed(range(bits)):
             zero, one = grad.chunk(2, dim=1)
@@ -196,7 +198,7 @@ def bit_strings_slope(
 
 
 def bit_entropy(logits: Tensor, valid: Tensor) -> Tensor:
-    """The sum over valid rows of the entropies, in nats, of all bits with log-odds logits [N, D]."""
+    """The sum over valid rows of the entropies, in nats, of bits with log-odds logits [N, D]."""
     if not runs_natively(logits):
         # h(sigmoid(x)) = softplus(x) - x sigmoid(x), symmetric in x, free of cancellation at -|x|.
         low = -torch.where(valid[:, None], logits, 0).abs()

@@ -24,8 +24,8 @@ def bit_entropies(
 
     Numerics:
         Within a block of b bits, E q is the mean of outer products of the distributions of its two
-        halves: one matrix product of [2^(b/2), N] and [N, 2^(b/2)]. The gradient is written out: two
-        more products of that size. Memory N 2^(b/2) + 2^b.
+        halves: one matrix product of [2^(b/2), N] and [N, 2^(b/2)], and two more of that size for
+        the gradient, which is written out. Memory N 2^(b/2) + 2^b.
     """
     return _bit_entropies(logits, valid, joint_bits, floor)[:2]
 
@@ -36,12 +36,12 @@ def _bit_entropies(
     logits: Tensor, valid: Tensor, joint_bits: int, floor: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """E H[q], H[E q] and E q of all blocks, one after another."""
-    logits, valid = logits.contiguous(), valid.contiguous()
-    count = valid.sum().clamp_min(1)
+    logits, valid, count = _counted(logits, valid)
     with torch.autocast(logits.device.type, enabled=False):
         if joint_bits == 1:
-            either = torch.stack([torch.sigmoid(-logits), torch.sigmoid(logits)], -1)
-            means = torch.where(valid[:, None, None], either, 0).sum(0).flatten() / count
+            ones = valid.to(logits.dtype)
+            either = ones @ torch.sigmoid(-logits), ones @ torch.sigmoid(logits)
+            means = torch.stack(either, -1).flatten() / count
         else:
             blocks = logits.split(joint_bits, dim=1)
             halves = [[bit_strings(half, valid) for half in _halves(block)] for block in blocks]
@@ -67,16 +67,14 @@ def _bit_entropies_backward(
     floor: float,
 ) -> Tensor:
     """The gradient to logits, given those to E H[q] and to H[E q]."""
-    logits, valid = logits.contiguous(), valid.contiguous()
-    count = valid.sum().clamp_min(1)
+    logits, valid, count = _counted(logits, valid)
     least = _least(means, floor)
     slopes = (means.clamp_min(least).log() + (means >= least)) * (-spread / count)
     both = torch.sigmoid(logits) * torch.sigmoid(-logits)
-    finite = torch.where(valid[:, None], logits, 0)
-    grad = both * finite * (-own / count)
+    grad = logits * both * (-own / count)
     with torch.autocast(logits.device.type, enabled=False):
         if joint_bits == 1:
-            grad += both * (slopes[1::2] - slopes[::2])
+            grad.addcmul_(both, slopes[1::2] - slopes[::2])
         else:
             through = torch.empty_like(logits)
             blocks = logits.split(joint_bits, dim=1), through.split(joint_bits, dim=1)
@@ -89,12 +87,21 @@ def _bit_entropies_backward(
                 bit_strings_slope(parts[0], valid, left, right @ slope.T, to_left)
                 bit_strings_slope(parts[1], valid, right, left @ slope, to_right)
             grad += through
-    return torch.where(valid[:, None], grad, 0)
+    return grad.masked_fill_(~valid[:, None], 0)
 
 
 @_bit_entropies_backward.register_fake
 def _(own, spread, logits, valid, means, joint_bits, floor):
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+def _counted(logits: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Both contiguous, logits 0 where not valid; the number of valid rows, at least 1."""
+    return (
+        logits.masked_fill(~valid[:, None], 0).contiguous(),
+        valid.contiguous(),
+        valid.sum().clamp_min(1),
+    )
 
 
 def _halves(block: Tensor) -> tuple[Tensor, Tensor]:

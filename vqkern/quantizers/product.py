@@ -39,6 +39,13 @@ class ChannelParts(Structured):
         ]
         return torch.cat(rows, dim=-1)
 
+    def _train(self, latents: Tensor, index: Tensor, codes: list) -> tuple[Tensor, Tensor]:
+        each = self._per_part(
+            lambda part, *each: part._train(*each), latents, self._token_lists(index), codes
+        )
+        quantized, losses = zip(*each, strict=True)
+        return torch.cat(quantized, dim=-1), torch.stack(losses).mean()
+
     def _estimate(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: list) -> Tensor:
         own = nearest.split([part.dim for part in self.parts], dim=-1)
         quantized = self._per_part(

@@ -84,7 +84,8 @@ class ScalarQuantizer(Composable):
         raise NotImplementedError
 
     def _compared(self, latents: Tensor, index: Tensor) -> Tensor:
-        """What the commitment compares with the values: the latents as they are rounded."""
+        """What the commitment compares with the values: the latents as they are rounded, anything
+        where the index is -1."""
         return latents.to(common_dtype(latents))
 
     def _snapshot(self) -> None:
@@ -100,20 +101,31 @@ class ScalarQuantizer(Composable):
         digits = split_index(index, self.levels)
         return self._values(digits).masked_fill((index < 0)[..., None], torch.nan)
 
+    def _train(self, latents: Tensor, index: Tensor, codes: None) -> tuple[Tensor, Tensor]:
+        nearest, compared = self._take(codes, index), self._compared(latents, index)
+        quantized = straight_through(compared, nearest.to(compared.dtype)).to(latents.dtype)
+        return quantized, self._pull(compared, nearest, index)
+
     def _estimate(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: None) -> Tensor:
         compared = self._compared(latents, index)
         return straight_through(compared, nearest.to(compared.dtype)).to(latents.dtype)
 
     def _learn(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: None) -> Tensor:
-        loss = self._settle(latents, index, codes)
-        if self.commitment == 0:
-            return loss
-        compared = self._compared(latents, index).reshape(-1, self.dim)
-        valid = index.flatten() >= 0
-        return loss + self.commitment * masked_mse(compared, nearest.reshape(-1, self.dim), valid)
+        return self._pull(self._compared(latents, index), nearest, index)
 
     def _settle(self, latents: Tensor, index: Tensor, codes: None) -> Tensor:
-        return latents.new_zeros((), dtype=torch.float32)
+        return self._spread(self._compared(latents, index), index)
+
+    def _pull(self, compared: Tensor, nearest: Tensor, index: Tensor) -> Tensor:
+        loss = self._spread(compared, index)
+        if self.commitment == 0:
+            return loss
+        rows, codes = compared.reshape(-1, self.dim), nearest.reshape(-1, self.dim)
+        return loss + self.commitment * masked_mse(rows, codes, index.flatten() >= 0)
+
+    def _spread(self, compared: Tensor, index: Tensor) -> Tensor:
+        """The loss that spreads latents over the codes."""
+        return compared.new_zeros((), dtype=torch.float32)
 
     def _count(self, index: Tensor, counted: Tensor) -> None:
         self.counter.add(index.flatten(), counted.flatten())
@@ -178,9 +190,8 @@ class FSQ(ScalarQuantizer):
 
     def _compared(self, latents: Tensor, index: Tensor) -> Tensor:
         # NaN rows through the tanh would turn a gradient of 0 into NaN.
-        left_out = (index < 0)[..., None]
-        wide = latents.to(common_dtype(latents)).masked_fill(left_out, 0)
-        return (self._bounded(wide) / (self.level // 2)).masked_fill(left_out, torch.nan)
+        wide = latents.to(common_dtype(latents)).masked_fill((index < 0)[..., None], 0)
+        return self._bounded(wide) / (self.level // 2)
 
 
 class BinaryQuantizer(ScalarQuantizer):
@@ -239,11 +250,11 @@ class BinaryQuantizer(ScalarQuantizer):
     def _values(self, digits: Tensor) -> Tensor:
         return (2 * digits - 1).float() * self.magnitude
 
-    def _settle(self, latents: Tensor, index: Tensor, codes: None) -> Tensor:
-        loss = super()._settle(latents, index, codes)
+    def _spread(self, compared: Tensor, index: Tensor) -> Tensor:
+        loss = super()._spread(compared, index)
         if self.entropy_weight == 0:
             return loss
-        logits = self._compared(latents, index) * (4 * self.magnitude / self.temperature)
+        logits = compared * (4 * self.magnitude / self.temperature)
         own, spread = bit_entropies(
             logits.reshape(-1, self.dim), index.flatten() >= 0, self.joint_bits
         )

@@ -102,6 +102,10 @@ class Spherical(Structured):
     def _take(self, codes: Tensor, index: Tensor) -> Tensor:
         return self.parts[0]._take(codes, index)
 
+    def _train(self, latents: Tensor, index: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        quantized, loss = self.parts[0]._train(on_sphere(latents), index, codes)
+        return quantized.to(latents.dtype), loss
+
     def _estimate(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: Tensor) -> Tensor:
         unit = on_sphere(latents)
         quantized = self.parts[0]._estimate(unit, nearest.to(unit.dtype), index, codes)

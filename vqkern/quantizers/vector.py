@@ -86,12 +86,12 @@ class VectorQuantizer(Quantizer):
         index = nearest_code(rows.detach(), codes.detach()).index
         self.counter.add(index, counted)
         index = torch.where(counted, index, -1)
-        nearest = take_codes(codes, index)
-        if not self.training:
-            return nearest.to(rows.dtype), index, rows.new_zeros((), dtype=torch.float32)
-        # Before the step, which may overwrite the codes.
-        quantized = self._estimate(rows, nearest.detach().to(rows.dtype), index, codes)
-        return quantized, index, self._learn(rows, nearest, index, codes)
+        if self.training:
+            quantized, loss = self._train(rows, index, codes)
+        else:
+            quantized = take_codes(codes, index).to(rows.dtype)
+            loss = rows.new_zeros((), dtype=torch.float32)
+        return quantized, index, loss
 
     # What structures need of a part (structure.py): latents are [..., dim], an index [...].
 
@@ -109,6 +109,12 @@ class VectorQuantizer(Quantizer):
 
     def _estimate(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: Tensor) -> Tensor:
         return estimate(self.estimator, latents, nearest, index, codes)
+
+    def _train(self, latents: Tensor, index: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        nearest = take_codes(codes, index)
+        # Before the step, which may overwrite the codes.
+        quantized = self._estimate(latents, nearest.detach().to(latents.dtype), index, codes)
+        return quantized, self._learn(latents, nearest, index, codes)
 
     def _learn(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: Tensor) -> Tensor:
         rows, nearest = latents.reshape(-1, self.dim), nearest.reshape(-1, self.dim)
