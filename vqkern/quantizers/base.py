@@ -210,44 +210,67 @@ def masked_mse(a: Tensor, b: Tensor, valid: Tensor) -> Tensor:
     """Mean of (a - b)^2 over the channels of the valid rows [N]; float32, 0 if none is valid."""
     a, b = a.float(), b.float()
     if a.device.type == "cpu":  # elsewhere a compiler fuses the passes
-        return _masked_mse(a, b, valid)[0]
+        return _masked_mse(a, b, valid, 1.0, 1.0, 1.0)[0]
     difference, total, count = masked_difference(a, b, valid)
     return total / (count * a.shape[1]).clamp_min(1)
 
 
+def two_pulls(
+    z: Tensor, codes: Tensor, valid: Tensor, commitment: float, codebook_weight: float
+) -> Tensor:
+    """commitment mse(z, sg codes) + codebook_weight mse(sg z, codes), as in `masked_mse`.
+
+    Both have one value, and on the CPU one pass.
+    """
+    if z.device.type == "cpu":
+        weights = commitment + codebook_weight, commitment, codebook_weight
+        return _masked_mse(z.float(), codes.float(), valid, *weights)[0]
+    to_codes = commitment * masked_mse(z, codes.detach(), valid)
+    return to_codes + codebook_weight * masked_mse(z.detach(), codes, valid)
+
+
 @torch.library.custom_op("vqkern::masked_mse", mutates_args=())
-def _masked_mse(a: Tensor, b: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean, the difference [N, D] and what its sum of squares is divided by."""
+def _masked_mse(
+    a: Tensor, b: Tensor, valid: Tensor, weight: float, a_weight: float, b_weight: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """weight times the mean, the difference [N, D] and what its sum of squares is divided by; the
+    gradients are those of the mean times a_weight and b_weight."""
     difference, total, count = masked_difference(a, b, valid)
     numbers = (count * a.shape[1]).clamp_min(1).to(a.dtype)
-    return total / numbers, difference, numbers
+    return weight * total / numbers, difference, numbers
 
 
 @_masked_mse.register_fake
-def _(a: Tensor, b: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _(a, b, valid, weight, a_weight, b_weight):
     return a.new_empty(()), a.new_empty(a.shape), a.new_empty(())
 
 
+# An op without a derivative of its own: asking for a second derivative raises.
 @torch.library.custom_op("vqkern::masked_mse_backward", mutates_args=())
-def _masked_mse_backward(grad: Tensor, difference: Tensor, numbers: Tensor) -> Tensor:
-    return difference * (2 * grad / numbers)
+def _masked_mse_backward(
+    grad: Tensor, difference: Tensor, numbers: Tensor, weight: float
+) -> Tensor:
+    return difference * (2 * weight * grad / numbers)
 
 
 @_masked_mse_backward.register_fake
-def _(grad: Tensor, difference: Tensor, numbers: Tensor) -> Tensor:
+def _(grad, difference, numbers, weight):
     return torch.empty_like(difference)
 
 
 def _setup_context(ctx, inputs, output):
+    *_, ctx.a_weight, ctx.b_weight = inputs
     _, difference, numbers = output
     ctx.mark_non_differentiable(difference, numbers)
     ctx.save_for_backward(difference, numbers)
 
 
 def _backward(ctx, grad, _grad_difference, _grad_numbers):
-    slope = _masked_mse_backward(grad, *ctx.saved_tensors)
-    to_a, to_b, _ = ctx.needs_input_grad
-    return slope if to_a else None, -slope if to_b else None, None
+    to_a, to_b, *_ = ctx.needs_input_grad
+    kept = ctx.saved_tensors
+    a_grad = _masked_mse_backward(grad, *kept, ctx.a_weight) if to_a else None
+    b_grad = _masked_mse_backward(grad, *kept, -ctx.b_weight) if to_b else None
+    return a_grad, b_grad, None, None, None, None
 
 
 _masked_mse.register_autograd(_backward, setup_context=_setup_context)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.checks import common_dtype, require_index
-from .base import Quantizer, masked_mse, require_weight
+from .base import Quantizer, require_weight, two_pulls
 from .estimators import estimate
 from .structure import Structured, checked_parts, estimator_of_sum
 
@@ -281,9 +281,8 @@ class MultiScale(Structured):
         valid = self._complete(index)[..., 0].expand(latents.shape[:-1]).flatten()
         loss = rows.new_zeros((), dtype=torch.float32)
         for weight, f_hat in zip(self.scale_weights, accumulate(added), strict=True):
-            sums = f_hat.reshape(-1, self.dim)
-            loss = loss + weight * self.commitment * masked_mse(rows, sums.detach(), valid)
-            loss = loss + weight * self.codebook_weight * masked_mse(sums, rows.detach(), valid)
+            weights = self.commitment, self.codebook_weight
+            loss = loss + weight * two_pulls(rows, f_hat.reshape(-1, self.dim), valid, *weights)
         return loss / sum(self.scale_weights) + self._settle(latents, index, codes, added)
 
     def _settle(

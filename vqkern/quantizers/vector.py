@@ -14,6 +14,7 @@ from .base import (
     UsageCounter,
     masked_mse,
     require_weight,
+    two_pulls,
 )
 from .codes import Table
 from .estimators import (
@@ -119,8 +120,11 @@ class VectorQuantizer(Quantizer):
     def _learn(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: Tensor) -> Tensor:
         rows, nearest = latents.reshape(-1, self.dim), nearest.reshape(-1, self.dim)
         index = index.flatten()
-        loss = self.commitment * masked_mse(rows, nearest.detach(), index >= 0)
-        loss = loss + self.update.loss(rows, nearest, index)
+        if type(self.update) is Gradient:
+            loss = two_pulls(rows, nearest, index >= 0, self.commitment, self.update.weight)
+        else:
+            loss = self.commitment * masked_mse(rows, nearest.detach(), index >= 0)
+            loss = loss + self.update.loss(rows, nearest, index)
         return loss + self._settle(rows, index, codes)
 
     def _settle(self, latents: Tensor, index: Tensor, codes: Tensor) -> Tensor:
