@@ -188,6 +188,13 @@ double bit_entropy(Address logits, Address valid, int64_t n, int64_t dim, int th
                                threads);
 }
 
+void ema_step(Address count, Address total, float weight, int64_t k, int64_t dim, Address counts,
+              Address totals, Address codes, int threads) {
+    py::gil_scoped_release release;
+    vqkern::ema_step(pointer<const float>(count), pointer<const float>(total), weight, k, dim,
+                     pointer<float>(counts), pointer<float>(totals), pointer<float>(codes), threads);
+}
+
 double fma_peak(int threads, double seconds) {
     py::gil_scoped_release release;
     return vqkern::fma_peak(*vqkern::find_kernels("")->fma_loop, threads, seconds);
@@ -249,6 +256,9 @@ PYBIND11_MODULE(_native, module) {
                py::arg("grad"), py::arg("slope"), py::arg("threads"));
     module.def("bit_entropy", &bit_entropy, py::arg("logits"), py::arg("valid"), py::arg("n"),
                py::arg("dim"), py::arg("threads"));
+    module.def("ema_step", &ema_step, py::arg("count"), py::arg("total"), py::arg("weight"),
+               py::arg("k"), py::arg("dim"), py::arg("counts"), py::arg("totals"),
+               py::arg("codes"), py::arg("threads"));
     module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("seconds") = 0.2,
                "GFLOP/s of float32 multiply-adds in registers.");
     module.attr("most_bandwidths") = vqkern::kMostBandwidths;

@@ -279,4 +279,28 @@ double bit_entropy(const float* logits, const bool* valid, int64_t n, int64_t di
     return all;
 }
 
+void ema_step(const float* count, const float* total, float weight, int64_t k, int64_t dim,
+              float* counts, float* totals, float* codes, int threads) {
+    each_block(k, threads, [&](int64_t, int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            const float* received = total + i * dim;
+            float *own = totals + i * dim, *code = codes + i * dim;
+            const bool hit = count[i] > 0.0f && std::isfinite(largest_magnitude(received, dim));
+            counts[i] += weight * ((hit ? count[i] : 0.0f) - counts[i]);
+            if (!hit) {
+                for (int64_t d = 0; d < dim; ++d) own[d] -= weight * own[d];
+                continue;
+            }
+            const float divisor = std::max(counts[i], std::numeric_limits<float>::min());
+            float not_finite = 0.0f;
+            for (int64_t d = 0; d < dim; ++d) {
+                own[d] += weight * (received[d] - own[d]);
+                not_finite += own[d] / divisor * 0.0f;
+            }
+            if (not_finite != 0.0f) continue;  // it is NaN then
+            for (int64_t d = 0; d < dim; ++d) code[d] = own[d] / divisor;
+        }
+    });
+}
+
 }  // namespace vqkern

@@ -54,4 +54,10 @@ void bit_strings_slope(const float* logits, int64_t stride, const bool* valid, i
 // The sum over valid rows of the entropies, in nats, of all their bits.
 double bit_entropy(const float* logits, const bool* valid, int64_t n, int64_t dim, int threads);
 
+// A step of exponential moving averages over k codes: counts and totals move to count and total by `weight`, and
+// codes that received rows to their ratio. A total that is not finite counts as none; a ratio that is not, moves
+// no code.
+void ema_step(const float* count, const float* total, float weight, int64_t k, int64_t dim,
+              float* counts, float* totals, float* codes, int threads);
+
 }  // namespace vqkern

@@ -138,6 +138,32 @@ def unit_rows_slope(grad: Tensor, unit: Tensor, largest: Tensor, norm: Tensor) -
     return slope
 
 
+def ema_step(
+    count: Tensor, total: Tensor, weight: float, counts: Tensor, totals: Tensor, codes: Tensor
+) -> None:
+    """One step of exponential moving averages in place: counts [K] and totals [K, D] by `weight`
+    towards count and total, and the codes [K, D] with a count to their ratio.
+
+    A total that is not finite, a sum that overflowed, counts as none; a ratio that is not finite
+    moves no code.
+    """
+    tensors = count, total, counts, totals, codes
+    if not (runs_natively(*tensors) and all(t.is_contiguous() for t in tensors)):
+        usable = total.isfinite().all(-1)
+        count = torch.where(usable, count, 0)
+        counts.lerp_(count, weight)
+        totals.lerp_(torch.where(usable[:, None], total, 0), weight)
+        rows = totals / counts.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+        rows = rows.to(codes.dtype)
+        moved = (count > 0) & rows.isfinite().all(-1)
+        codes.copy_(torch.where(moved[:, None], rows, codes))
+        return
+    backends.native().ema_step(
+        count.data_ptr(), total.data_ptr(), weight, *codes.shape, counts.data_ptr(),
+        totals.data_ptr(), codes.data_ptr(), _threads(),
+    )  # fmt: skip
+
+
 def masked_difference(a: Tensor, b: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """a - b [N, D], 0 where not `valid` [N]; its sum of squares, and the number of valid rows."""
     if not runs_natively(a, b):
