@@ -163,6 +163,24 @@ class Quantizer(nn.Module):
         """Starts counting usage anew."""
         raise NotImplementedError
 
+    @torch.no_grad()
+    def start_from(self, z: Tensor) -> None:
+        """Starts the codes from data: k-means of the latents z, of all ranks together.
+
+        Args:
+            z: latents as `forward` takes them; more finite ones than codes.
+
+        Raises:
+            TypeError: the codes are not free tables, which alone can take any values.
+            ValueError: fewer finite latents than codes.
+        """
+        self._start_from(self._to_rows(z)[0])
+
+    def _start_from(self, rows: Tensor) -> None:
+        raise TypeError(
+            f"start_from needs free tables of codes, {type(self).__name__} cannot start from data"
+        )
+
     def _quantize(self, rows: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         raise NotImplementedError
 

@@ -32,6 +32,9 @@ class ChannelParts(Structured):
     def _token_lists(self, index: Tensor) -> Sequence[Tensor]:
         raise NotImplementedError
 
+    def _start_from(self, rows: Tensor) -> None:
+        self._per_part(lambda part, own: part._start_from(own), rows)
+
     def _take(self, codes: list, index: Tensor) -> Tensor:
         rows = [
             part._take(own, tokens)

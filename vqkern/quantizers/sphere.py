@@ -92,6 +92,9 @@ class Spherical(Structured):
         """Overwrites the codes; they need not have norm 1."""
         self.parts[0].load_codes(codes)
 
+    def _start_from(self, rows: Tensor) -> None:
+        self.parts[0]._start_from(on_sphere(rows))
+
     def _snapshot(self) -> Tensor:
         codes = self.parts[0]._snapshot()
         return on_sphere(codes).to(codes.dtype)

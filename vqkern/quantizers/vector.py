@@ -24,6 +24,7 @@ from .estimators import (
     require_estimator,
     straight_through,
 )
+from .kmeans import kmeans
 from .updates import Gradient
 
 
@@ -156,10 +157,7 @@ class VectorQuantizer(Quantizer):
             TypeError: the codes are not a free table, which alone can take any values.
             ValueError: wrong shape, or a value is not finite.
         """
-        if not isinstance(self.parametrisation, Table):
-            raise TypeError(
-                f"load_codes needs a free table, this is {type(self.parametrisation).__name__}"
-            )
+        self._require_table("load_codes")
         weight = self.parametrisation.weight
         if codes.shape != weight.shape:
             raise ValueError(f"codes must have shape {list(weight.shape)}, got {list(codes.shape)}")
@@ -167,6 +165,16 @@ class VectorQuantizer(Quantizer):
             raise ValueError("codes must be finite, got NaN or infinity")
         weight.copy_(codes)
         self.update.reset()
+
+    def _start_from(self, rows: Tensor) -> None:
+        self._require_table("start_from")
+        self.load_codes(kmeans(rows[:, : self.dim], self.codebook_size))
+
+    def _require_table(self, name: str) -> None:
+        if not isinstance(self.parametrisation, Table):
+            raise TypeError(
+                f"{name} needs a free table, this is {type(self.parametrisation).__name__}"
+            )
 
     def fold(self) -> VectorQuantizer:
         """A plain quantizer with the effective codes as its table, and nothing that moves them."""
