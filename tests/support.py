@@ -97,8 +97,8 @@ def golden(name: str) -> tuple[dict, dict, dict]:
     return parts["state"], parts["in"], parts["out"]
 
 
-# Without a codebook, there is none to put on a sphere.
 BITS = {"halves": 4, "vp2": 8, "groups": 2, "rq": 8, "var": 8}  # of 8 channels, a bit each
+# Without a codebook, there is none to put on a sphere.
 NO_GRID = ("fsq_sphere", "lfq_sphere", "bsq_sphere")
 
 
