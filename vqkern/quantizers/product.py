@@ -47,7 +47,7 @@ class ChannelParts(Structured):
             lambda part, *each: part._train(*each), latents, self._token_lists(index), codes
         )
         quantized, losses = zip(*each, strict=True)
-        return torch.cat(quantized, dim=-1), torch.stack(losses).mean()
+        return torch.cat(quantized, dim=-1), sum(losses) / len(losses)
 
     def _estimate(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: list) -> Tensor:
         own = nearest.split([part.dim for part in self.parts], dim=-1)
@@ -61,13 +61,13 @@ class ChannelParts(Structured):
         losses = self._per_part(
             lambda part, *each: part._learn(*each), latents, own, self._token_lists(index), codes
         )
-        return torch.stack(losses).mean()
+        return sum(losses) / len(losses)
 
     def _settle(self, latents: Tensor, index: Tensor, codes: list) -> Tensor:
         losses = self._per_part(
             lambda part, *each: part._settle(*each), latents, self._token_lists(index), codes
         )
-        return torch.stack(losses).mean()
+        return sum(losses) / len(losses)
 
 
 class Groups(ChannelParts):

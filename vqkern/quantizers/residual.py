@@ -154,7 +154,7 @@ class Residual(Structured):
             call(part, *stage, own)
             for part, stage, own in zip(self.parts, stages, codes, strict=True)
         ]
-        return torch.stack(losses).mean()
+        return sum(losses) / len(losses)
 
     def _count(self, index: Tensor, counted: Tensor) -> None:
         for number, tokens in enumerate(index.unbind(-1)):

@@ -99,7 +99,7 @@ class ScalarQuantizer(Composable):
 
     def _take(self, codes: None, index: Tensor) -> Tensor:
         digits = split_index(index, self.levels)
-        return self._values(digits).masked_fill((index < 0)[..., None], torch.nan)
+        return self._values(digits).masked_fill_((index < 0)[..., None], torch.nan)
 
     def _train(self, latents: Tensor, index: Tensor, codes: None) -> tuple[Tensor, Tensor]:
         nearest, compared = self._take(codes, index), self._compared(latents, index)
@@ -185,8 +185,8 @@ class FSQ(ScalarQuantizer):
         return self._bounded(latents).round_().add_(half_width).clamp_min_(0).long()
 
     def _values(self, digits: Tensor) -> Tensor:
-        half_width = self.level // 2
-        return (digits - half_width).float() / half_width.float()
+        half_width = (self.level // 2).float()
+        return digits.float().sub_(half_width).div_(half_width)
 
     def _compared(self, latents: Tensor, index: Tensor) -> Tensor:
         # NaN rows through the tanh would turn a gradient of 0 into NaN.
@@ -248,7 +248,7 @@ class BinaryQuantizer(ScalarQuantizer):
         return (latents > 0).long()
 
     def _values(self, digits: Tensor) -> Tensor:
-        return (2 * digits - 1).float() * self.magnitude
+        return digits.float().mul_(2 * self.magnitude).sub_(self.magnitude)
 
     def _spread(self, compared: Tensor, index: Tensor) -> Tensor:
         loss = super()._spread(compared, index)
