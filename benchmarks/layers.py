@@ -6,7 +6,7 @@ A step is forward and backward with a gradient for z, at K = 65,536 codes, D = 1
 N = 8,192 vectors; the optimiser is left out. The kernels are not listed by hand: one step is
 watched, and every call of an operation of this package, of a matrix product, convolution or
 attention is recorded with its inputs and repeated alone. What the layer takes beyond them is its
-own: gathers, losses, usage, layout. Writes results/layers_cpu.csv.
+own: autograd, sums of losses, usage, layout. Writes results/layers_cpu.csv.
 """
 
 from __future__ import annotations
@@ -33,15 +33,12 @@ RESULTS = Path(__file__).resolve().parent / "results"
 N, K, D = 8192, 65536, 16
 ROUNDS, WARM_UP = 15, 2
 NAMES = [*PRESETS, *CODEBOOK_FREE, "mgvq", *(f"vanilla_{s}" for s in STRUCTURES)]
-# A gather is the layer's own work, and so is what only moves or adds numbers.
+# What only moves or adds numbers is the layer's own work.
 PRODUCTS = {
     "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::convolution",
     "aten::convolution_backward", "aten::_scaled_dot_product_flash_attention_for_cpu",
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
 }  # fmt: skip
-NOT_COUNTED = {
-    f"vqkern::{n}" for n in ("take_codes", "split_index", "on_sphere", "on_sphere_backward")
-}
 
 
 class Watch(TorchDispatchMode):
@@ -53,8 +50,7 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name
-        ours = name.startswith("vqkern::") and name not in NOT_COUNTED
-        if ours or name in PRODUCTS:
+        if name.startswith("vqkern::") or name in PRODUCTS:
             copied = tree_map(_copy, (args, kwargs or {}))
             self.calls.append((name, func, *copied))
         return func(*args, **(kwargs or {}))

@@ -36,22 +36,33 @@ WARM_UP, FALL, LEAST = 0.1, 0.3, 0.01  # of the steps, of the steps, of the rate
 TRAINED, HELD = 1 << 20, 1 << 18  # features
 
 
-def features() -> tuple[Tensor, Tensor]:
+def features(held: int = HELD) -> tuple[Tensor, Tensor]:
     """Random patches in 16 whitened channels: to train on, and to measure with."""
     generator = torch.Generator().manual_seed(0)
     pictures = [picture.pixels for picture in load_photographs()[0]]
     areas = torch.tensor([float(p.shape[1] * p.shape[2]) for p in pictures])
-    own = torch.multinomial(areas, TRAINED + HELD, replacement=True, generator=generator)
-    patches = torch.empty(TRAINED + HELD, 3 * PATCH * PATCH)
-    for which, pixels in enumerate(pictures):
-        rows = (own == which).nonzero().squeeze(1)
-        windows = pixels.unfold(1, PATCH, 1).unfold(2, PATCH, 1)
-        top = torch.randint(windows.shape[1], (len(rows),), generator=generator)
-        left = torch.randint(windows.shape[2], (len(rows),), generator=generator)
-        patches[rows] = windows[:, top, left].movedim(0, 1).flatten(1).float()
-    patches -= patches[:TRAINED].mean(0)
-    variances, axes = torch.linalg.eigh(patches[:TRAINED].T @ patches[:TRAINED] / TRAINED)
-    return (patches @ (axes[:, -DIM:] / variances[-DIM:].sqrt())).split([TRAINED, HELD])
+
+    def patches(number: int) -> Tensor:
+        own = torch.multinomial(areas, number, replacement=True, generator=generator)
+        drawn = torch.empty(number, 3 * PATCH * PATCH)
+        for which, pixels in enumerate(pictures):
+            rows = (own == which).nonzero().squeeze(1)
+            windows = pixels.unfold(1, PATCH, 1).unfold(2, PATCH, 1)
+            top = torch.randint(windows.shape[1], (len(rows),), generator=generator)
+            left = torch.randint(windows.shape[2], (len(rows),), generator=generator)
+            drawn[rows] = windows[:, top, left].movedim(0, 1).flatten(1).float()
+        return drawn
+
+    first = patches(TRAINED + HELD)
+    mean = first[:TRAINED].mean(0)
+    first -= mean
+    variances, axes = torch.linalg.eigh(first[:TRAINED].T @ first[:TRAINED] / TRAINED)
+    whitened = axes[:, -DIM:] / variances[-DIM:].sqrt()
+    trained, measured = (first @ whitened).split([TRAINED, HELD])
+    del first
+    while len(measured) < held:
+        measured = torch.cat([measured, (patches(HELD) - mean) @ whitened])
+    return trained, measured[:held]
 
 
 def rate(done: float, annealed: bool) -> float:
@@ -66,7 +77,8 @@ def measure(quantizer: Quantizer, held: Tensor) -> dict[str, float]:
     """Use of the codes by the held features, and their mean squared error."""
     quantizer.eval()
     quantizer.reset_usage()
-    error = (quantizer(held).quantized - held).square().mean()
+    parts = held.split(HELD)
+    error = sum((quantizer(part).quantized - part).square().sum() for part in parts) / held.numel()
     usage = quantizer.usage()
     quantizer.train()
     return {
@@ -74,10 +86,12 @@ def measure(quantizer: Quantizer, held: Tensor) -> dict[str, float]:
     }  # fmt: skip
 
 
-def run(kind: str, k: int, annealed: bool, steps: int, points: int, threads: int) -> list[dict]:
+def run(
+    kind: str, k: int, annealed: bool, steps: int, points: int, held: int, threads: int
+) -> list[dict]:
     """One training run, measured `points` times; `drawn` are features as codes, not trained."""
     torch.set_num_threads(threads)
-    trained, held = features()
+    trained, held = features(held)
     torch.manual_seed(0)
     began, rows = time.perf_counter(), []
     name = KINDS.get(kind, "vanilla")
@@ -93,7 +107,10 @@ def run(kind: str, k: int, annealed: bool, steps: int, points: int, threads: int
             loss.backward()
             optimizer.step()
         if step == steps or (kind != "drawn" and step % max(1, steps // points) == 0):
-            about = {"codes": kind, "k": k, "annealed": annealed, "step": step, "steps": steps}
+            about = {
+                "codes": kind, "k": k, "annealed": annealed, "step": step, "steps": steps,
+                "held": len(held),
+            }  # fmt: skip
             rows.append(about | measure(quantizer, held))
     rows[-1]["seconds"] = time.perf_counter() - began
     print(
@@ -113,14 +130,28 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="codebook sizes")
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--codes", nargs="+", default=[*KINDS], choices=KINDS)
+    parser.add_argument("--points", type=int, default=20, help="measurements of the largest size")
+    parser.add_argument("--held", type=int, default=HELD, help="features to measure with")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--out", type=Path, default=RESULTS / "utilization_cpu.csv")
     options = parser.parse_args(arguments)
     largest, threads = max(options.sizes), max(1, os.cpu_count() // options.jobs)
     runs = [
-        (kind, k, annealed, options.steps, 20 if k == largest else 1, threads)
+        (
+            kind,
+            k,
+            annealed,
+            options.steps,
+            options.points if k == largest else 1,
+            options.held,
+            threads,
+        )
         for k in sorted(options.sizes, reverse=True)
-        for kind in ("fvq", "mlp", "linear", "table", "drawn")
+        for kind in (
+            *(kind for kind in ("fvq", "mlp", "linear", "table") if kind in options.codes),
+            "drawn",
+        )
         for annealed in ((True, False) if k == largest and kind != "drawn" else (True,))
     ]
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
@@ -147,6 +178,8 @@ def draw(rows: list[dict], path: Path) -> None:
         axes.plot([r[x] for r in own], [100 * r["utilization"] for r in own], **style)
 
     for number, kind in enumerate(KINDS):
+        if all(row["codes"] != kind for row in rows):
+            continue
         own = [row for row in rows if row["codes"] == kind]
         ends = sorted(
             (r for r in own if r["annealed"] and r["step"] == r["steps"]), key=lambda r: r["k"]

@@ -9,6 +9,7 @@
 #include "cpu/gaussian_w2.h"
 #include "cpu/moments.h"
 #include "cpu/nearest_code.h"
+#include "cpu/rows.h"
 #include "cpu/squared_mmd.h"
 
 namespace py = pybind11;
@@ -114,6 +115,87 @@ void gaussian_w2_finish(uintptr_t values, uintptr_t vectors, uintptr_t root, uin
         pointer<double>(mean_grad), pointer<double>(covariance_grad));
 }
 
+using Address = uintptr_t;
+
+int64_t first_outside(Address index, int64_t n, int64_t low, int64_t high) {
+    py::gil_scoped_release release;
+    return vqkern::first_outside(pointer<const int64_t>(index), n, low, high);
+}
+
+void take_rows(Address codes, Address index, int64_t n, int64_t dim, Address out, int threads) {
+    py::gil_scoped_release release;
+    vqkern::take_rows(pointer<const float>(codes), pointer<const int64_t>(index), n, dim,
+                      pointer<float>(out), threads);
+}
+
+void join_digits(Address digits, Address bases, int64_t n, int64_t m, Address joint, int threads) {
+    py::gil_scoped_release release;
+    vqkern::join_digits(pointer<const int64_t>(digits), pointer<const int64_t>(bases), n, m,
+                        pointer<int64_t>(joint), threads);
+}
+
+void split_digits(Address joint, Address sizes, int64_t n, int64_t m, Address digits, int threads) {
+    py::gil_scoped_release release;
+    vqkern::split_digits(pointer<const int64_t>(joint), pointer<const int64_t>(sizes), n, m,
+                         pointer<int64_t>(digits), threads);
+}
+
+void unit_rows(Address rows, int64_t n, int64_t dim, Address unit, Address largest, Address norm,
+               int threads) {
+    py::gil_scoped_release release;
+    vqkern::unit_rows(pointer<const float>(rows), n, dim, pointer<float>(unit),
+                      pointer<float>(largest), pointer<float>(norm), threads);
+}
+
+void unit_rows_slope(Address grad, Address unit, Address largest, Address norm, int64_t n,
+                     int64_t dim, Address slope, int threads) {
+    py::gil_scoped_release release;
+    vqkern::unit_rows_slope(pointer<const float>(grad), pointer<const float>(unit),
+                            pointer<const float>(largest), pointer<const float>(norm), n, dim,
+                            pointer<float>(slope), threads);
+}
+
+py::tuple masked_difference(Address a, int64_t a_stride, Address b, int64_t b_stride, Address valid,
+                            int64_t n, int64_t dim, Address difference, int threads) {
+    vqkern::SquaredDifference result;
+    {
+        py::gil_scoped_release release;
+        result = vqkern::masked_difference(pointer<const float>(a), a_stride,
+                                           pointer<const float>(b), b_stride,
+                                           pointer<const bool>(valid), n, dim,
+                                           pointer<float>(difference), threads);
+    }
+    return py::make_tuple(result.sum, result.rows);
+}
+
+void bit_strings(Address logits, int64_t stride, Address valid, int64_t n, int64_t bits,
+                 Address strings, int threads) {
+    py::gil_scoped_release release;
+    vqkern::bit_strings(pointer<const float>(logits), stride, pointer<const bool>(valid), n, bits,
+                        pointer<float>(strings), threads);
+}
+
+void bit_strings_slope(Address logits, int64_t stride, Address valid, int64_t n, int64_t bits,
+                       Address strings, Address grad, Address slope, int threads) {
+    py::gil_scoped_release release;
+    vqkern::bit_strings_slope(pointer<const float>(logits), stride, pointer<const bool>(valid), n,
+                              bits, pointer<const float>(strings), pointer<float>(grad),
+                              pointer<float>(slope), threads);
+}
+
+double bit_entropy(Address logits, Address valid, int64_t n, int64_t dim, int threads) {
+    py::gil_scoped_release release;
+    return vqkern::bit_entropy(pointer<const float>(logits), pointer<const bool>(valid), n, dim,
+                               threads);
+}
+
+void ema_step(Address count, Address total, float weight, int64_t k, int64_t dim, Address counts,
+              Address totals, Address codes, int threads) {
+    py::gil_scoped_release release;
+    vqkern::ema_step(pointer<const float>(count), pointer<const float>(total), weight, k, dim,
+                     pointer<float>(counts), pointer<float>(totals), pointer<float>(codes), threads);
+}
+
 double fma_peak(int threads, double seconds) {
     py::gil_scoped_release release;
     return vqkern::fma_peak(*vqkern::find_kernels("")->fma_loop, threads, seconds);
@@ -152,6 +234,32 @@ PYBIND11_MODULE(_native, module) {
                py::arg("mean_y"), py::arg("ridge"), py::arg("relative"), py::arg("batch"),
                py::arg("dim"), py::arg("value"), py::arg("mean_grad"),
                py::arg("covariance_grad"));
+    module.def("first_outside", &first_outside, py::arg("index"), py::arg("n"), py::arg("low"),
+               py::arg("high"));
+    module.def("take_rows", &take_rows, py::arg("codes"), py::arg("index"), py::arg("n"),
+               py::arg("dim"), py::arg("out"), py::arg("threads"));
+    module.def("join_digits", &join_digits, py::arg("digits"), py::arg("bases"), py::arg("n"),
+               py::arg("m"), py::arg("joint"), py::arg("threads"));
+    module.def("split_digits", &split_digits, py::arg("joint"), py::arg("sizes"), py::arg("n"),
+               py::arg("m"), py::arg("digits"), py::arg("threads"));
+    module.def("unit_rows", &unit_rows, py::arg("rows"), py::arg("n"), py::arg("dim"),
+               py::arg("unit"), py::arg("largest"), py::arg("norm"), py::arg("threads"));
+    module.def("unit_rows_slope", &unit_rows_slope, py::arg("grad"), py::arg("unit"),
+               py::arg("largest"), py::arg("norm"), py::arg("n"), py::arg("dim"),
+               py::arg("slope"), py::arg("threads"));
+    module.def("masked_difference", &masked_difference, py::arg("a"), py::arg("a_stride"),
+               py::arg("b"), py::arg("b_stride"), py::arg("valid"), py::arg("n"), py::arg("dim"),
+               py::arg("difference"), py::arg("threads"));
+    module.def("bit_strings", &bit_strings, py::arg("logits"), py::arg("stride"), py::arg("valid"),
+               py::arg("n"), py::arg("bits"), py::arg("strings"), py::arg("threads"));
+    module.def("bit_strings_slope", &bit_strings_slope, py::arg("logits"), py::arg("stride"),
+               py::arg("valid"), py::arg("n"), py::arg("bits"), py::arg("strings"),
+               py::arg("grad"), py::arg("slope"), py::arg("threads"));
+    module.def("bit_entropy", &bit_entropy, py::arg("logits"), py::arg("valid"), py::arg("n"),
+               py::arg("dim"), py::arg("threads"));
+    module.def("ema_step", &ema_step, py::arg("count"), py::arg("total"), py::arg("weight"),
+               py::arg("k"), py::arg("dim"), py::arg("counts"), py::arg("totals"),
+               py::arg("codes"), py::arg("threads"));
     module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("seconds") = 0.2,
                "GFLOP/s of float32 multiply-adds in registers.");
     module.attr("most_bandwidths") = vqkern::kMostBandwidths;

@@ -97,13 +97,22 @@ def golden(name: str) -> tuple[dict, dict, dict]:
     return parts["state"], parts["in"], parts["out"]
 
 
-def grid_names() -> list[str]:
+BITS = {"halves": 4, "vp2": 8, "groups": 2, "rq": 8, "var": 8}  # of 8 channels, a bit each
+# Without a codebook, there is none to put on a sphere.
+NO_GRID = ("fsq_sphere", "lfq_sphere", "bsq_sphere")
+
+
+def grid_names(whole: bool = False) -> list[str]:
     """The points of the grid that the tests go over: every preset, every structure, and a diagonal
-    of presets in structures."""
+    of presets in structures; or, for slow tests, every preset in every structure."""
     from vqkern.quantizers import CODEBOOK_FREE, PRESETS, STRUCTURES
 
     parts = [name for name in PRESETS if name != "vaevq"]  # whose parts would need 2 dim channels
     structures = list(STRUCTURES)
+    if whole:
+        inside = [f"{name}_{s}" for name in (*parts, *CODEBOOK_FREE) for s in structures]
+        inside = [n for n in inside if n not in NO_GRID]
+        return [*PRESETS, *CODEBOOK_FREE, "mgvq", *inside]
     diagonal = [f"{name}_{structures[i % len(structures)]}" for i, name in enumerate(parts)]
     around = [f"vanilla_{structure}" for structure in structures]
     return [*dict.fromkeys([*PRESETS, *CODEBOOK_FREE, "mgvq", *around, *diagonal])]
@@ -113,5 +122,9 @@ def grid_sizes(name: str) -> dict:
     """Sizes at which those tests build one."""
     if name in ("fsq", "lfq", "bsq"):
         return {"dim": 6, "codebook_size": 64}
+    base, _, structure = name.partition("_")
+    if base in ("fsq", "lfq", "bsq") and structure in BITS:
+        maps = {"patch_sizes": (1, 2, 4)} if structure == "var" else {}
+        return {"dim": 8, "codebook_size": 2 ** BITS[structure], **maps}
     maps = {"patch_sizes": (1, 2, 4)} if name.endswith("_var") else {}
     return {"dim": 8, "codebook_size": 64, **maps}

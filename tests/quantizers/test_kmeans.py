@@ -65,6 +65,61 @@ def test_starts_a_quantizer():
     assert q.usage().dead_codes == 0
 
 
+class TestInit:
+    """`init=latents`: codes start from data, in every structure whose codes are free tables."""
+
+    @pytest.mark.parametrize("name", ["vanilla", "ema", "online", "mmd", "wasserstein"])
+    def test_is_kmeans_of_the_latents(self, name):
+        z = torch.randn(2, 3, 10, 10) * 3 + 20
+        z[0, 1, 2, 3] = float("nan")
+        q = vqkern.build_quantizer(name, dim=3, codebook_size=16, channel_dim=1, init=z)
+        assert torch.equal(q.codes, kmeans(z.movedim(1, -1).reshape(-1, 3), 16))
+        assert "init" not in q.config
+        again = vqkern.build_quantizer(**q.config)
+        again.load_state_dict(q.state_dict())
+        assert torch.equal(again.codes, q.codes)
+        before = q.codes.clone()
+        q(z)
+        if name == "ema":  # its statistics start at the codes, not at what was there before
+            kept = (q.codes - before).norm(dim=1) / before.norm(dim=1)
+            assert float(kept.max()) < 0.1
+
+    @pytest.mark.parametrize(
+        "name,options",
+        [
+            ("vanilla_halves", {}),
+            ("ema_vp2", {}),
+            ("vanilla_groups", {"groups": 2}),
+            ("ema_vp2_halves", {}),
+            ("vanilla_sphere", {}),
+            ("ema_rq", {"depth": 3, "shared": False}),
+        ],
+        ids=str,
+    )
+    def test_of_structures(self, name, options):
+        z = torch.randn(500, 4) * torch.tensor([5.0, 1.0, 1.0, 0.1]) + 30
+        sizes = {"dim": 4, "codebook_size": 16, **options}
+        started = vqkern.build_quantizer(name, init=z, **sizes).eval()
+        drawn = vqkern.build_quantizer(name, **sizes).eval()
+        scale = z / z.norm(dim=1, keepdim=True) if "sphere" in name else z
+        error, unaware = ((q(z).quantized - scale).square().mean() for q in (started, drawn))
+        assert float(error) < 0.05 * float(unaware)
+
+    def test_what_has_no_free_table_refuses(self):
+        z = torch.randn(100, 4)
+        for name in ("linear", "fvq", "vaevq"):
+            with pytest.raises(TypeError, match="start_from needs a free table, this is"):
+                vqkern.build_quantizer(name, dim=4, codebook_size=16).start_from(
+                    torch.cat([z, z], 1) if name == "vaevq" else z
+                )
+        with pytest.raises(TypeError, match="start_from needs free tables.*MultiScale cannot"):
+            vqkern.build_quantizer("vanilla_var", dim=4, codebook_size=16).start_from(z)
+        with pytest.raises(TypeError, match="start_from needs a codebook of its own for each"):
+            vqkern.build_quantizer("vanilla_rq", dim=4, codebook_size=16, init=z)
+        with pytest.raises(ValueError, match="num_codes must be in"):
+            vqkern.build_quantizer("ema", dim=4, codebook_size=101, init=z)
+
+
 def test_bad_input_is_named():
     z = torch.randn(10, 2)
     z[0] = float("nan")

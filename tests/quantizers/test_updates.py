@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vqkern.ops.rows import ema_step
 from vqkern.quantizers import (
     EMA,
     MMD,
@@ -34,7 +35,8 @@ def build(rule, num_codes=12, dim=3, **options):
     return VectorQuantizer(Table(num_codes, dim), update=rule, **options)
 
 
-def test_ema_stays_near_float64_for_a_hundred_thousand_steps():
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_ema_stays_near_float64_for_a_hundred_thousand_steps(whole):
     """Decay .999; the oracle is the sum that the recursion unrolls to, in float64."""
     steps, decay = 100_000, 0.999
     batch = torch.randn(7, 2) + 0.3
@@ -48,11 +50,15 @@ def test_ema_stays_near_float64_for_a_hundred_thousand_steps():
     weight = (1 - decay) * decay**age
     count = decay**steps + torch.einsum("s,snk->k", weight, hot)
     total = start * decay**steps + torch.einsum("s,snk,nd->kd", weight, hot, batch.double())
-    # All but the last step by their recursion alone: the rest of a step has no memory.
-    counts, totals = hot.sum(1).float(), torch.einsum("snk,nd->skd", hot.float(), batch)
-    for one, sums in zip(counts[:-1].unbind(), totals[:-1].unbind(), strict=True):
-        rule._blend(one, sums)
-    rule.step(batch, picks[-1])
+    if whole:
+        for pick in picks:
+            rule.step(batch, pick)
+    else:  # all but the last by their recursion alone, on the sums of all steps made at once
+        counts, totals = hot.sum(1).float(), torch.einsum("snk,nd->skd", hot.float(), batch)
+        state = rule.count, rule.total, table.weight
+        for one, sums in zip(counts[:-1].unbind(), totals[:-1].unbind(), strict=True):
+            ema_step(one, sums, 1 - decay, *state)
+        rule.step(batch, picks[-1])
     torch.testing.assert_close(rule.count.double(), count, rtol=1e-4, atol=0)
     torch.testing.assert_close(rule.total.double(), total, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(table.weight.double(), total / count[:, None], rtol=0, atol=1e-4)

@@ -18,7 +18,8 @@ from .checks import (
     require_matrix,
     require_same_device,
 )
-from .code_sums.api import code_sums, require_in_range
+from .code_sums.api import code_sums
+from .rows import require_in_range
 
 SCORES = ("distance", "dot")
 _TILE = {"cpu": 1 << 18, "cuda": 1 << 24}  # rows x codes; on a CPU a tile stays in its cache

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .checks import require_float, require_index, require_matrix, require_same_device
-from .code_sums.api import code_sums, require_in_range
+from .code_sums.api import code_sums
+from .rows import require_in_range, take_rows
 
 
 def take_codes(codes: Tensor, index: Tensor) -> Tensor:
@@ -35,8 +36,7 @@ def take_codes(codes: Tensor, index: Tensor) -> Tensor:
 @torch.library.custom_op("vqkern::take_codes", mutates_args=())
 def _take_codes(codes: Tensor, index: Tensor) -> Tensor:
     require_in_range("take_codes", index, len(codes))
-    rows = codes[index.clamp_min(0)]
-    return rows.masked_fill_((index < 0)[:, None], torch.nan)
+    return take_rows(codes, index)
 
 
 @_take_codes.register_fake

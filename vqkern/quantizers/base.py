@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.checks import require_float
-from .ranks import sum_over_ranks
+from ..ops.rows import masked_difference
+from .ranks import number_of_ranks, sum_over_ranks
 
 
 class QuantizeResult(NamedTuple):
@@ -50,13 +51,17 @@ class UsageCounter(nn.Module):
     @torch.no_grad()
     def add(self, index: Tensor, counted: Tensor) -> None:
         """Counts index [N] where `counted` [N]; an index of -1 there is a skipped token."""
-        place = torch.where(index >= 0, index, len(self.count))
-        hits = self.count.new_zeros(len(self.count) + 1)
-        hits.scatter_add_(0, place, counted.long())
-        if self.training:
+        found = index >= 0
+        skipped = (counted & ~found).sum()
+        hits = self.count
+        if several := self.training and number_of_ranks() > 1:
+            hits = torch.zeros_like(hits)
+        hits.scatter_add_(0, index.clamp_min(0), (counted & found).long())
+        if several:
             sum_over_ranks(hits)
-        self.count += hits[:-1]
-        self.skipped += hits[-1]
+            sum_over_ranks(skipped)
+            self.count += hits
+        self.skipped += skipped
 
     def reset(self) -> None:
         self.count.zero_()
@@ -158,6 +163,24 @@ class Quantizer(nn.Module):
         """Starts counting usage anew."""
         raise NotImplementedError
 
+    @torch.no_grad()
+    def start_from(self, z: Tensor) -> None:
+        """Starts the codes from data: k-means of the latents z, of all ranks together.
+
+        Args:
+            z: latents as `forward` takes them; more finite ones than codes.
+
+        Raises:
+            TypeError: the codes are not free tables, which alone can take any values.
+            ValueError: fewer finite latents than codes.
+        """
+        self._start_from(self._to_rows(z)[0])
+
+    def _start_from(self, rows: Tensor) -> None:
+        raise TypeError(
+            f"start_from needs free tables of codes, {type(self).__name__} cannot start from data"
+        )
+
     def _quantize(self, rows: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         raise NotImplementedError
 
@@ -203,6 +226,69 @@ def require_weight(name: str, value: float) -> None:
 
 def masked_mse(a: Tensor, b: Tensor, valid: Tensor) -> Tensor:
     """Mean of (a - b)^2 over the channels of the valid rows [N]; float32, 0 if none is valid."""
-    # where() before the square: NaN in a row that is left out must not reach a gradient.
-    difference = torch.where(valid[:, None], a.float() - b.float(), 0)
-    return difference.square().sum() / (valid.sum() * a.shape[1]).clamp_min(1)
+    a, b = a.float(), b.float()
+    if a.device.type == "cpu":  # elsewhere a compiler fuses the passes
+        return _masked_mse(a, b, valid, 1.0, 1.0, 1.0)[0]
+    difference, total, count = masked_difference(a, b, valid)
+    return total / (count * a.shape[1]).clamp_min(1)
+
+
+def two_pulls(
+    z: Tensor, codes: Tensor, valid: Tensor, commitment: float, codebook_weight: float
+) -> Tensor:
+    """commitment mse(z, sg codes) + codebook_weight mse(sg z, codes), as in `masked_mse`.
+
+    Both have one value, and on the CPU one pass.
+    """
+    if z.device.type == "cpu":
+        weights = commitment + codebook_weight, commitment, codebook_weight
+        return _masked_mse(z.float(), codes.float(), valid, *weights)[0]
+    to_codes = commitment * masked_mse(z, codes.detach(), valid)
+    return to_codes + codebook_weight * masked_mse(z.detach(), codes, valid)
+
+
+@torch.library.custom_op("vqkern::masked_mse", mutates_args=())
+def _masked_mse(
+    a: Tensor, b: Tensor, valid: Tensor, weight: float, a_weight: float, b_weight: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """weight times the mean, the difference [N, D] and what its sum of squares is divided by; the
+    gradients are those of the mean times a_weight and b_weight."""
+    difference, total, count = masked_difference(a, b, valid)
+    numbers = (count * a.shape[1]).clamp_min(1).to(a.dtype)
+    return weight * total / numbers, difference, numbers
+
+
+@_masked_mse.register_fake
+def _(a, b, valid, weight, a_weight, b_weight):
+    return a.new_empty(()), a.new_empty(a.shape), a.new_empty(())
+
+
+# An op without a derivative of its own: asking for a second derivative raises.
+@torch.library.custom_op("vqkern::masked_mse_backward", mutates_args=())
+def _masked_mse_backward(
+    grad: Tensor, difference: Tensor, numbers: Tensor, weight: float
+) -> Tensor:
+    return difference * (2 * weight * grad / numbers)
+
+
+@_masked_mse_backward.register_fake
+def _(grad, difference, numbers, weight):
+    return torch.empty_like(difference)
+
+
+def _setup_context(ctx, inputs, output):
+    *_, ctx.a_weight, ctx.b_weight = inputs
+    _, difference, numbers = output
+    ctx.mark_non_differentiable(difference, numbers)
+    ctx.save_for_backward(difference, numbers)
+
+
+def _backward(ctx, grad, _grad_difference, _grad_numbers):
+    to_a, to_b, *_ = ctx.needs_input_grad
+    kept = ctx.saved_tensors
+    a_grad = _masked_mse_backward(grad, *kept, ctx.a_weight) if to_a else None
+    b_grad = _masked_mse_backward(grad, *kept, -ctx.b_weight) if to_b else None
+    return a_grad, b_grad, None, None, None, None
+
+
+_masked_mse.register_autograd(_backward, setup_context=_setup_context)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from ..ops.rows import bit_entropy, bit_strings, bit_strings_slope
 
 
 def bit_entropies(
@@ -19,35 +20,109 @@ def bit_entropies(
         floor: probabilities of E q below it count as it inside the logarithm.
 
     Returns:
-        Two scalars, 0 if no row is valid.
+        Two scalars, 0 if no row is valid; differentiable once.
 
     Numerics:
         Within a block of b bits, E q is the mean of outer products of the distributions of its two
-        halves: one matrix product of [2^(b/2), N] and [N, 2^(b/2)]. Memory N 2^(b/2) + 2^b.
+        halves: one matrix product of [2^(b/2), N] and [N, 2^(b/2)], and two more of that size for
+        the gradient, which is written out. Memory N 2^(b/2) + 2^b.
     """
-    logits = torch.where(valid[:, None], logits, 0)
-    count = valid.sum().clamp_min(1)
-    # h(sigmoid(x)) = softplus(x) - x sigmoid(x), symmetric in x, and free of cancellation at -|x|.
-    low = -logits.abs()
-    per_bit = F.softplus(low) - low * low.sigmoid()
-    own = torch.where(valid[:, None], per_bit, 0).sum() / count
-    spread = logits.new_zeros(())
+    return _bit_entropies(logits, valid, joint_bits, floor)[:2]
+
+
+# Not left to autograd, which would keep and pass over every partial product of bits.
+@torch.library.custom_op("vqkern::bit_entropies", mutates_args=())
+def _bit_entropies(
+    logits: Tensor, valid: Tensor, joint_bits: int, floor: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """E H[q], H[E q] and E q of all blocks, one after another."""
+    logits, valid, count = _counted(logits, valid)
     with torch.autocast(logits.device.type, enabled=False):
-        for block in logits.split(joint_bits, dim=1):
-            middle = (block.shape[1] + 1) // 2
-            left = _bit_strings(block[:, :middle])
-            right = _bit_strings(block[:, middle:])
-            left = torch.where(valid[:, None], left, 0)
-            mean = left.T @ right / count
-            least = max(floor, torch.finfo(mean.dtype).tiny)
-            spread = spread - (mean * mean.clamp_min(least).log()).sum()
-    return own, spread
+        if joint_bits == 1:
+            ones = valid.to(logits.dtype)
+            either = ones @ torch.sigmoid(-logits), ones @ torch.sigmoid(logits)
+            means = torch.stack(either, -1).flatten() / count
+        else:
+            blocks = logits.split(joint_bits, dim=1)
+            halves = [[bit_strings(half, valid) for half in _halves(block)] for block in blocks]
+            means = torch.cat([(left.T @ right).flatten() for left, right in halves]) / count
+        spread = -(means * means.clamp_min(_least(means, floor)).log()).sum()
+        return bit_entropy(logits, valid) / count, spread, means
 
 
-def _bit_strings(logits: Tensor) -> Tensor:
-    """The probabilities [N, 2^b] of all bit strings; of no bits, ones [N, 1]."""
-    probability = logits.new_ones(len(logits), 1)
-    for bit in logits.unbind(1):
-        pair = torch.stack((torch.sigmoid(-bit), torch.sigmoid(bit)), dim=1)
-        probability = (probability[:, :, None] * pair[:, None, :]).flatten(1)
-    return probability
+@_bit_entropies.register_fake
+def _(logits, valid, joint_bits, floor):
+    strings = sum(2 ** block.shape[1] for block in logits.split(joint_bits, dim=1))
+    return logits.new_empty(()), logits.new_empty(()), logits.new_empty(strings)
+
+
+@torch.library.custom_op("vqkern::bit_entropies_backward", mutates_args=())
+def _bit_entropies_backward(
+    own: Tensor,
+    spread: Tensor,
+    logits: Tensor,
+    valid: Tensor,
+    means: Tensor,
+    joint_bits: int,
+    floor: float,
+) -> Tensor:
+    """The gradient to logits, given those to E H[q] and to H[E q]."""
+    logits, valid, count = _counted(logits, valid)
+    least = _least(means, floor)
+    slopes = (means.clamp_min(least).log() + (means >= least)) * (-spread / count)
+    both = torch.sigmoid(logits) * torch.sigmoid(-logits)
+    grad = logits * both * (-own / count)
+    with torch.autocast(logits.device.type, enabled=False):
+        if joint_bits == 1:
+            grad.addcmul_(both, slopes[1::2] - slopes[::2])
+        else:
+            through = torch.empty_like(logits)
+            blocks = logits.split(joint_bits, dim=1), through.split(joint_bits, dim=1)
+            sizes = [2 ** block.shape[1] for block in blocks[0]]
+            for block, out, slope in zip(*blocks, slopes.split(sizes), strict=True):
+                parts = _halves(block)
+                left, right = (bit_strings(part, valid) for part in parts)
+                slope = slope.reshape(left.shape[1], right.shape[1])
+                to_left, to_right = _halves(out)
+                bit_strings_slope(parts[0], valid, left, right @ slope.T, to_left)
+                bit_strings_slope(parts[1], valid, right, left @ slope, to_right)
+            grad += through
+    return grad.masked_fill_(~valid[:, None], 0)
+
+
+@_bit_entropies_backward.register_fake
+def _(own, spread, logits, valid, means, joint_bits, floor):
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+def _counted(logits: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Both contiguous, logits 0 where not valid; the number of valid rows, at least 1."""
+    return (
+        logits.masked_fill(~valid[:, None], 0).contiguous(),
+        valid.contiguous(),
+        valid.sum().clamp_min(1),
+    )
+
+
+def _halves(block: Tensor) -> tuple[Tensor, Tensor]:
+    bits = block.shape[1]
+    return block.split([(bits + 1) // 2, bits // 2], dim=1)
+
+
+def _least(means: Tensor, floor: float) -> float:
+    return max(floor, torch.finfo(means.dtype).tiny)
+
+
+def _setup_context(ctx, inputs, output):
+    logits, valid, ctx.joint_bits, ctx.floor = inputs
+    means = output[2]
+    ctx.mark_non_differentiable(means)
+    ctx.save_for_backward(logits, valid, means)
+
+
+def _backward(ctx, own, spread, _means):
+    grad = _bit_entropies_backward(own, spread, *ctx.saved_tensors, ctx.joint_bits, ctx.floor)
+    return grad, None, None, None
+
+
+_bit_entropies.register_autograd(_backward, setup_context=_setup_context)

@@ -8,6 +8,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from ..ops.rows import join_digits, require_in_range, split_digits
 from .base import Usage, UsageCounter
 
 # Above so many implicit codes nothing is made that has a row for each of them.
@@ -39,13 +40,7 @@ def join_index(digits: Tensor, sizes: Sequence[int]) -> Tensor:
     Returns:
         int64 [...]; -1 where any digit is.
     """
-    joint = torch.zeros_like(digits[..., 0])
-    base = 1
-    for m, size in enumerate(sizes):
-        if size > 1:  # a digit that is always 0 may have a base beyond int64
-            joint = joint + digits[..., m] * base
-        base *= size
-    return torch.where((digits < 0).any(-1), -1, joint)
+    return _join_index(digits, list(sizes))
 
 
 def split_index(index: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -57,22 +52,21 @@ def split_index(index: Tensor, sizes: Sequence[int]) -> Tensor:
     return _split_index(index.long(), list(sizes))
 
 
+@torch.library.custom_op("vqkern::join_index", mutates_args=())
+def _join_index(digits: Tensor, sizes: Sequence[int]) -> Tensor:
+    return join_digits(digits, sizes)
+
+
+@_join_index.register_fake
+def _(digits: Tensor, sizes: Sequence[int]) -> Tensor:
+    return digits.new_empty(digits.shape[:-1])
+
+
 # An op, because it looks at values: compiled and exported graphs keep the check.
 @torch.library.custom_op("vqkern::split_index", mutates_args=())
 def _split_index(index: Tensor, sizes: Sequence[int]) -> Tensor:
-    wrong = (index < -1) | (index > prod(sizes) - 1)
-    if bool(wrong.any()):
-        position = wrong.nonzero()[0].tolist()
-        raise IndexError(
-            f"split_index: index{position} is {int(index[tuple(position)])}; "
-            f"it must be in [0, {prod(sizes)}), or -1 for no code"
-        )
-    digits = index.new_empty(*index.shape, len(sizes))
-    rest = index.clamp_min(0)
-    for m, size in enumerate(sizes):
-        digits[..., m] = rest % size
-        rest = rest // size
-    return digits.masked_fill_((index < 0)[..., None], -1)
+    require_in_range("split_index", index, prod(sizes))
+    return split_digits(index, sizes)
 
 
 @_split_index.register_fake

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.checks import common_dtype, require_index
-from .base import Quantizer, masked_mse, require_weight
+from .base import Quantizer, require_weight, two_pulls
 from .estimators import estimate
 from .structure import Structured, checked_parts, estimator_of_sum
 
@@ -119,7 +120,8 @@ class MultiScale(Structured):
             first = scales
         if isinstance(first, bool) or not isinstance(first, int) or not 1 <= first <= scales:
             raise ValueError(f"first must be a whole number from 1 to {scales}, got {first!r}")
-        return self._f_hats(self._snapshot(), index, first)[-1].movedim(-1, self.channel_dim)
+        maps = self._sum(self._snapshot(), index, first)
+        return maps.movedim(-1, self.channel_dim)
 
     def next_scale_inputs(self, index: Tensor) -> Tensor:
         """What an autoregressive model over scales is fed in training (teacher forcing).
@@ -132,14 +134,16 @@ class MultiScale(Structured):
             it, averaged to that scale's p x p; channels last.
         """
         require_index("MultiScale", "index", index)
-        f_hats = self._f_hats(self._snapshot(), index, len(self.patch_sizes))
-        inputs = [self._down(f_hat, scale + 1) for scale, f_hat in enumerate(f_hats[:-1])]
-        dim = self.dim
-        return (
-            torch.cat([x.flatten(1, 2) for x in inputs], 1)
-            if inputs
-            else f_hats[0].new_empty(len(index), 0, dim)
-        )
+        scales = len(self.patch_sizes)
+        complete = self._complete(index)
+        f_hats = accumulate(self._contributions(self._snapshot(), index, scales))
+        inputs = [
+            self._down(torch.where(complete, f_hat, torch.nan), scale).flatten(1, 2)
+            for scale, f_hat in enumerate(f_hats, start=1)
+            if scale < scales
+        ]
+        none = torch.empty(len(index), 0, self.dim, device=index.device)
+        return torch.cat(inputs, 1) if inputs else none
 
     def add_scale(
         self, f_hat: Tensor | None, scale: int, index: Tensor
@@ -191,41 +195,36 @@ class MultiScale(Structured):
 
     def _assign(self, latents: Tensor, codes: list) -> Tensor:
         self._require_maps(latents)
-        index, _ = self._pyramid(latents, codes)
-        return torch.cat(index, dim=1)
-
-    def _pyramid(
-        self, latents: Tensor, codes: list, index: Tensor | None = None
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Tokens [B, p^2] of every scale, searched unless given, and the features behind them."""
         rest = latents.detach().to(common_dtype(latents))
-        whole = rest.flatten(1).isfinite().all(1)
+        whole = (rest - rest == 0).flatten(1).all(1)
         rest = torch.where(whole[:, None, None, None], rest, torch.nan)
-        given = None if index is None else self._per_scale(index)
-        tokens, features = [], []
+        tokens = []
         for scale in range(len(self.patch_sizes)):
             feature = self._down(rest, scale).flatten(1, 2)
-            features.append(feature)
-            found = self.parts[0]._assign(feature, codes[0]) if given is None else given[scale]
-            tokens.append(found)
-            nearest = self.parts[0]._take(codes[0], found).detach()
+            tokens.append(self.parts[0]._assign(feature, codes[0]))
+            nearest = self.parts[0]._take(codes[0], tokens[-1]).detach()
             rest = rest - self._contribution(nearest, scale).to(rest.dtype)
-        return tokens, features
+        return torch.cat(tokens, dim=1)
 
     def _take(self, codes: list, index: Tensor) -> Tensor:
-        return self._f_hats(codes, index, len(self.patch_sizes))[-1]
+        return self._sum(codes, index, len(self.patch_sizes))
 
-    def _f_hats(self, codes: list, index: Tensor, scales: int, fill: float = torch.nan) -> list:
-        """f_hat after each of the first scales; `fill` in maps that miss a token."""
-        complete = (index.flatten(1) >= 0).all(1)[:, None, None, None]
-        f_hat, f_hats = None, []
-        for scale, tokens in enumerate(self._per_scale(index)[:scales]):
-            nearest = self.parts[0]._take(codes[0], tokens)
-            # Zeros, not NaN, go through phi: a gradient of 0 times NaN would be NaN.
-            h = self._contribution(torch.where(complete[..., 0], nearest, 0), scale)
-            f_hat = h if f_hat is None else f_hat + h
-            f_hats.append(torch.where(complete, f_hat, fill))
-        return f_hats
+    def _sum(self, codes: list, index: Tensor, scales: int) -> Tensor:
+        """f_hat after the first scales, NaN in maps that miss a token."""
+        *_, f_hat = accumulate(self._contributions(codes, index, scales))
+        return torch.where(self._complete(index), f_hat, torch.nan)
+
+    def _contributions(self, codes: list, index: Tensor, scales: int) -> list[Tensor]:
+        """What each of the first scales adds to f_hat; finite in maps that miss a token, too."""
+        complete = self._complete(index)[..., 0]
+        each = enumerate(self._per_scale(index)[:scales])
+        taken = ((self.parts[0]._take(codes[0], tokens), scale) for scale, tokens in each)
+        # Zeros, not NaN, go through phi: a gradient of 0 times NaN would be NaN.
+        return [self._contribution(torch.where(complete, t, 0), scale) for t, scale in taken]
+
+    def _complete(self, index: Tensor) -> Tensor:
+        """Bool [B, 1, 1, 1]: whether a map has all its tokens."""
+        return (index.flatten(1) >= 0).all(1)[:, None, None, None]
 
     def _per_scale(self, index: Tensor) -> list[Tensor]:
         if index.dim() < 2 or index.shape[1] != self.num_tokens:
@@ -252,7 +251,7 @@ class MultiScale(Structured):
         if self.estimator is not None:
             return estimate(self.estimator, latents, nearest, index, codes)
         part = self.parts[0]
-        complete = (index.flatten(1) >= 0).all(1)[:, None, None, None]
+        complete = self._complete(index)
         # Zeros, not NaN, go through phi: a gradient of 0 times NaN would be NaN.
         rest = torch.where(complete, latents, 0).to(common_dtype(latents))
         f_hat = torch.zeros_like(rest)
@@ -265,22 +264,42 @@ class MultiScale(Structured):
             f_hat, rest = f_hat + h, rest - h
         return torch.where(complete, f_hat, torch.nan).to(latents.dtype)
 
-    def _learn(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: list) -> Tensor:
-        rows = latents.reshape(-1, self.dim)
-        complete = (index.flatten(1) >= 0).all(1)[:, None, None].expand(latents.shape[:-1])
-        valid = complete.flatten()
-        loss = rows.new_zeros((), dtype=torch.float32)
-        f_hats = self._f_hats(codes, index, len(self.patch_sizes), fill=0.0)
-        for weight, f_hat in zip(self.scale_weights, f_hats, strict=True):
-            sums = f_hat.reshape(-1, self.dim)
-            loss = loss + weight * self.commitment * masked_mse(rows, sums.detach(), valid)
-            loss = loss + weight * self.codebook_weight * masked_mse(sums, rows.detach(), valid)
-        return loss / sum(self.scale_weights) + self._settle(latents, index, codes)
+    def _train(self, latents: Tensor, index: Tensor, codes: list) -> tuple[Tensor, Tensor]:
+        added = self._contributions(codes, index, len(self.patch_sizes))
+        *_, f_hat = accumulate(h.detach() for h in added)
+        nearest = torch.where(self._complete(index), f_hat, torch.nan).to(latents.dtype)
+        quantized = self._estimate(latents, nearest, index, codes)
+        return quantized, self._pull(latents, index, codes, added)
 
-    def _settle(self, latents: Tensor, index: Tensor, codes: list) -> Tensor:
+    def _learn(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: list) -> Tensor:
+        added = self._contributions(codes, index, len(self.patch_sizes))
+        return self._pull(latents, index, codes, added)
+
+    def _pull(self, latents: Tensor, index: Tensor, codes: list, added: list[Tensor]) -> Tensor:
+        """`_learn`, given what each scale adds to f_hat."""
+        rows = latents.reshape(-1, self.dim)
+        valid = self._complete(index)[..., 0].expand(latents.shape[:-1]).flatten()
+        loss = rows.new_zeros((), dtype=torch.float32)
+        for weight, f_hat in zip(self.scale_weights, accumulate(added), strict=True):
+            weights = self.commitment, self.codebook_weight
+            loss = loss + weight * two_pulls(rows, f_hat.reshape(-1, self.dim), valid, *weights)
+        return loss / sum(self.scale_weights) + self._settle(latents, index, codes, added)
+
+    def _settle(
+        self, latents: Tensor, index: Tensor, codes: list, added: list[Tensor] | None = None
+    ) -> Tensor:
         with torch.no_grad():
-            tokens, features = self._pyramid(latents, codes, index)
-        return self.parts[0]._settle(torch.cat(features, 1), torch.cat(tokens, 1), codes[0])
+            if added is None:
+                added = self._contributions(codes, index, len(self.patch_sizes))
+            complete = self._complete(index)
+            rest = torch.where(complete, latents.to(common_dtype(latents)), torch.nan)
+            features = []
+            for scale, h in enumerate(added):
+                features.append(self._down(rest, scale).flatten(1, 2))
+                rest = rest - h.to(rest.dtype)
+            # A map that misses one token takes part with none.
+            tokens = torch.where(complete.reshape(-1, *[1] * (index.dim() - 1)), index, -1)
+        return self.parts[0]._settle(torch.cat(features, 1), tokens, codes[0])
 
     def _count(self, index: Tensor, counted: Tensor) -> None:
         per_token = counted[:, :1, 0].expand(len(index), self.num_tokens)
@@ -293,6 +312,7 @@ class _Resample(nn.Module):
     def __init__(self, sizes: Sequence[int]) -> None:
         super().__init__()
         full = sizes[-1]
+        self.last = len(sizes) - 1  # of full size
         for scale, size in enumerate(sizes):
             for way, source, target, mode in (
                 ("down", full, size, "area"),
@@ -304,6 +324,8 @@ class _Resample(nn.Module):
 
     def forward(self, maps: Tensor, scale: int, way: str) -> Tensor:
         """maps [B, h, w, dim] brought to (down) or from (up) the scale's size."""
+        if scale == self.last:
+            return maps
         matrix = self.get_buffer(f"{way}_{scale}").to(maps.dtype)
         return torch.einsum("ih,jw,bhwd->bijd", matrix, matrix, maps)
 

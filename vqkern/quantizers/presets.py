@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 from .alignment import MMD, Alignment, PriorWasserstein, Wasserstein, build_alignment
 from .base import Quantizer, require_weight
@@ -235,7 +235,9 @@ def build_quantizer(name: str, *, dim: int, codebook_size: int, **options) -> Qu
         codebook_size: number of codes K of a token.
         **options: of the preset, such as ``commitment``, ``init``, ``channel_dim``, ``decay`` (ema)
             or ``alignment`` (mmd, wasserstein), and of the structures, such as ``depth`` (rq) or
-            ``patch_sizes`` (var); one that several have goes to the outermost.
+            ``patch_sizes`` (var); one that several have goes to the outermost. `init` is a name
+            (`Table`) or a tensor of latents, from which free tables start by k-means
+            (`Quantizer.start_from`).
 
     Returns:
         The quantizer; its `config` holds what was asked for, and ``build_quantizer(**config)``
@@ -261,7 +263,13 @@ def build_quantizer(name: str, *, dim: int, codebook_size: int, **options) -> Qu
             raise ValueError(
                 f"build_quantizer: {label} must be a whole number of at least 1, got {value!r}"
             )
+    given = options.get("init")
+    if isinstance(given, Tensor):
+        # Not part of the config: what is built again takes its codes from a state dict.
+        options = {key: value for key, value in options.items() if key != "init"}
     quantizer = _build(name, dim, codebook_size, options)
+    if isinstance(given, Tensor):
+        quantizer.start_from(given)
     config = {"name": name, "dim": dim, "codebook_size": codebook_size, **options}
     if hasattr(config.get("alignment"), "config"):
         config["alignment"] = config["alignment"].config

@@ -32,12 +32,22 @@ class ChannelParts(Structured):
     def _token_lists(self, index: Tensor) -> Sequence[Tensor]:
         raise NotImplementedError
 
+    def _start_from(self, rows: Tensor) -> None:
+        self._per_part(lambda part, own: part._start_from(own), rows)
+
     def _take(self, codes: list, index: Tensor) -> Tensor:
         rows = [
             part._take(own, tokens)
             for part, own, tokens in zip(self.parts, codes, self._token_lists(index), strict=True)
         ]
         return torch.cat(rows, dim=-1)
+
+    def _train(self, latents: Tensor, index: Tensor, codes: list) -> tuple[Tensor, Tensor]:
+        each = self._per_part(
+            lambda part, *each: part._train(*each), latents, self._token_lists(index), codes
+        )
+        quantized, losses = zip(*each, strict=True)
+        return torch.cat(quantized, dim=-1), sum(losses) / len(losses)
 
     def _estimate(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: list) -> Tensor:
         own = nearest.split([part.dim for part in self.parts], dim=-1)
@@ -51,13 +61,13 @@ class ChannelParts(Structured):
         losses = self._per_part(
             lambda part, *each: part._learn(*each), latents, own, self._token_lists(index), codes
         )
-        return torch.stack(losses).mean()
+        return sum(losses) / len(losses)
 
     def _settle(self, latents: Tensor, index: Tensor, codes: list) -> Tensor:
         losses = self._per_part(
             lambda part, *each: part._settle(*each), latents, self._token_lists(index), codes
         )
-        return torch.stack(losses).mean()
+        return sum(losses) / len(losses)
 
 
 class Groups(ChannelParts):

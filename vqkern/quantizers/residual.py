@@ -70,6 +70,19 @@ class Residual(Structured):
         self._require_tokens(index)
         return self._sum(self._snapshot(), index[..., :first]).movedim(-1, self.channel_dim)
 
+    def _start_from(self, rows: Tensor) -> None:
+        """Each codebook from what the stages before it leave."""
+        if len(self.parts) < self.depth:
+            raise TypeError(
+                "start_from needs a codebook of its own for each stage (shared=False): what one "
+                "for all stages has to fit depends on its codes"
+            )
+        rest = rows.to(common_dtype(rows))
+        for part in self.parts:
+            part._start_from(rest)
+            codes = part._snapshot()
+            rest = rest - part._take(codes, part._assign(rest, codes)).to(rest.dtype)
+
     def _stage(self, number: int) -> int:
         return number if len(self.parts) > 1 else 0
 
@@ -141,7 +154,7 @@ class Residual(Structured):
             call(part, *stage, own)
             for part, stage, own in zip(self.parts, stages, codes, strict=True)
         ]
-        return torch.stack(losses).mean()
+        return sum(losses) / len(losses)
 
     def _count(self, index: Tensor, counted: Tensor) -> None:
         for number, tokens in enumerate(index.unbind(-1)):

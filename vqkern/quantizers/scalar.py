@@ -76,43 +76,56 @@ class ScalarQuantizer(Composable):
         return copy.deepcopy(self)
 
     def _digits(self, latents: Tensor) -> Tensor:
-        """Which value each channel of finite latents takes, int64 [..., dim]."""
+        """Which value each channel of latents takes, int64 [..., dim]; any if it is not finite."""
         raise NotImplementedError
 
     def _values(self, digits: Tensor) -> Tensor:
         """The values behind digits, float32."""
         raise NotImplementedError
 
-    def _compared(self, latents: Tensor) -> Tensor:
-        """What the commitment compares with the values: the latents as they are rounded."""
+    def _compared(self, latents: Tensor, index: Tensor) -> Tensor:
+        """What the commitment compares with the values: the latents as they are rounded, anything
+        where the index is -1."""
         return latents.to(common_dtype(latents))
 
     def _snapshot(self) -> None:
         return None
 
     def _assign(self, latents: Tensor, codes: None) -> Tensor:
-        finite = latents.isfinite().all(-1, keepdim=True)
-        digits = self._digits(torch.where(finite, latents, 0).to(common_dtype(latents)))
-        return join_index(torch.where(finite, digits, -1), self.levels)
+        wide = latents.detach().to(common_dtype(latents))
+        # x - x is 0 for finite x alone. One digit of -1 makes an index of -1.
+        digits = self._digits(wide).masked_fill_(wide - wide != 0, -1)
+        return join_index(digits, self.levels)
 
     def _take(self, codes: None, index: Tensor) -> Tensor:
         digits = split_index(index, self.levels)
-        return self._values(digits).masked_fill((index < 0)[..., None], torch.nan)
+        return self._values(digits).masked_fill_((index < 0)[..., None], torch.nan)
+
+    def _train(self, latents: Tensor, index: Tensor, codes: None) -> tuple[Tensor, Tensor]:
+        nearest, compared = self._take(codes, index), self._compared(latents, index)
+        quantized = straight_through(compared, nearest.to(compared.dtype)).to(latents.dtype)
+        return quantized, self._pull(compared, nearest, index)
 
     def _estimate(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: None) -> Tensor:
-        compared = self._compared(latents)
+        compared = self._compared(latents, index)
         return straight_through(compared, nearest.to(compared.dtype)).to(latents.dtype)
 
     def _learn(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: None) -> Tensor:
-        loss = self._settle(latents, index, codes)
-        if self.commitment == 0:
-            return loss
-        compared = self._compared(latents).reshape(-1, self.dim)
-        valid = index.flatten() >= 0
-        return loss + self.commitment * masked_mse(compared, nearest.reshape(-1, self.dim), valid)
+        return self._pull(self._compared(latents, index), nearest, index)
 
     def _settle(self, latents: Tensor, index: Tensor, codes: None) -> Tensor:
-        return latents.new_zeros((), dtype=torch.float32)
+        return self._spread(self._compared(latents, index), index)
+
+    def _pull(self, compared: Tensor, nearest: Tensor, index: Tensor) -> Tensor:
+        loss = self._spread(compared, index)
+        if self.commitment == 0:
+            return loss
+        rows, codes = compared.reshape(-1, self.dim), nearest.reshape(-1, self.dim)
+        return loss + self.commitment * masked_mse(rows, codes, index.flatten() >= 0)
+
+    def _spread(self, compared: Tensor, index: Tensor) -> Tensor:
+        """The loss that spreads latents over the codes."""
+        return compared.new_zeros((), dtype=torch.float32)
 
     def _count(self, index: Tensor, counted: Tensor) -> None:
         self.counter.add(index.flatten(), counted.flatten())
@@ -168,18 +181,17 @@ class FSQ(ScalarQuantizer):
         return torch.tanh(latents + shift) * half - offset
 
     def _digits(self, latents: Tensor) -> Tensor:
-        return (self._bounded(latents).round().long() + self.level // 2).clamp_min(0)
+        half_width = (self.level // 2).to(latents.dtype)
+        return self._bounded(latents).round_().add_(half_width).clamp_min_(0).long()
 
     def _values(self, digits: Tensor) -> Tensor:
-        half_width = self.level // 2
-        return (digits - half_width).float() / half_width.float()
+        half_width = (self.level // 2).float()
+        return digits.float().sub_(half_width).div_(half_width)
 
-    def _compared(self, latents: Tensor) -> Tensor:
+    def _compared(self, latents: Tensor, index: Tensor) -> Tensor:
         # NaN rows through the tanh would turn a gradient of 0 into NaN.
-        wide = latents.to(common_dtype(latents))
-        finite = wide.isfinite().all(-1, keepdim=True)
-        scaled = self._bounded(torch.where(finite, wide, 0)) / (self.level // 2)
-        return torch.where(finite, scaled, torch.nan)
+        wide = latents.to(common_dtype(latents)).masked_fill((index < 0)[..., None], 0)
+        return self._bounded(wide) / (self.level // 2)
 
 
 class BinaryQuantizer(ScalarQuantizer):
@@ -236,13 +248,13 @@ class BinaryQuantizer(ScalarQuantizer):
         return (latents > 0).long()
 
     def _values(self, digits: Tensor) -> Tensor:
-        return (2 * digits - 1).float() * self.magnitude
+        return digits.float().mul_(2 * self.magnitude).sub_(self.magnitude)
 
-    def _settle(self, latents: Tensor, index: Tensor, codes: None) -> Tensor:
-        loss = super()._settle(latents, index, codes)
+    def _spread(self, compared: Tensor, index: Tensor) -> Tensor:
+        loss = super()._spread(compared, index)
         if self.entropy_weight == 0:
             return loss
-        logits = self._compared(latents) * (4 * self.magnitude / self.temperature)
+        logits = compared * (4 * self.magnitude / self.temperature)
         own, spread = bit_entropies(
             logits.reshape(-1, self.dim), index.flatten() >= 0, self.joint_bits
         )
@@ -307,5 +319,5 @@ class BSQ(BinaryQuantizer):
             channel_dim=channel_dim,
         )
 
-    def _compared(self, latents: Tensor) -> Tensor:
+    def _compared(self, latents: Tensor, index: Tensor) -> Tensor:
         return on_sphere(latents)

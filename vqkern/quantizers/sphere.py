@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..ops.checks import common_dtype
+from ..ops.rows import unit_rows, unit_rows_slope
 from .base import Quantizer, Usage
 from .structure import Structured, checked_parts
 
@@ -25,15 +26,7 @@ def on_sphere(latents: Tensor) -> Tensor:
 @torch.library.custom_op("vqkern::on_sphere", mutates_args=())
 def _on_sphere(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The unit rows, and the two factors of the norm [N, 1], 1 where there is no direction."""
-    largest = rows.abs().amax(-1, keepdim=True)
-    regular = largest.isfinite() & (largest > 0)
-    largest = torch.where(regular, largest, 1)
-    # The scale drops out of the result, and squares of what is left neither overflow nor vanish.
-    unit = rows / largest
-    norm = torch.where(regular, torch.linalg.vector_norm(unit, dim=-1, keepdim=True), 1)
-    unit /= norm
-    irregular = torch.where((rows == 0).all(-1, keepdim=True), 0.0, torch.nan).to(rows.dtype)
-    return torch.where(regular, unit, irregular), largest, norm
+    return unit_rows(rows)
 
 
 @_on_sphere.register_fake
@@ -44,13 +37,7 @@ def _(rows):
 
 @torch.library.custom_op("vqkern::on_sphere_backward", mutates_args=())
 def _on_sphere_backward(grad: Tensor, unit: Tensor, largest: Tensor, norm: Tensor) -> Tensor:
-    along = (grad * unit).sum(-1, keepdim=True)
-    slope = torch.addcmul(grad, unit, along, value=-1)
-    slope /= norm
-    slope /= largest
-    # Zero rows and NaN rows have no direction, whatever comes in.
-    regular = unit.abs().amax(-1, keepdim=True) > 0
-    return torch.where(regular, slope, 0)
+    return unit_rows_slope(grad, unit, largest, norm)
 
 
 @_on_sphere_backward.register_fake
@@ -105,6 +92,9 @@ class Spherical(Structured):
         """Overwrites the codes; they need not have norm 1."""
         self.parts[0].load_codes(codes)
 
+    def _start_from(self, rows: Tensor) -> None:
+        self.parts[0]._start_from(on_sphere(rows))
+
     def _snapshot(self) -> Tensor:
         codes = self.parts[0]._snapshot()
         return on_sphere(codes).to(codes.dtype)
@@ -114,6 +104,10 @@ class Spherical(Structured):
 
     def _take(self, codes: Tensor, index: Tensor) -> Tensor:
         return self.parts[0]._take(codes, index)
+
+    def _train(self, latents: Tensor, index: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        quantized, loss = self.parts[0]._train(on_sphere(latents), index, codes)
+        return quantized.to(latents.dtype), loss
 
     def _estimate(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: Tensor) -> Tensor:
         unit = on_sphere(latents)

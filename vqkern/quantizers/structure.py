@@ -12,6 +12,7 @@ codes is taken once a call, so that a projector runs once however often its code
     _learn(latents, nearest, index, codes) -> loss         a training step: losses and updates
     _settle(latents, index, codes) -> loss                 the same without the two pulls between
                                                            latents and codes: alignment and updates
+    _train(latents, index, codes) -> quantized, loss       _take, _estimate and _learn
     _count(index, counted)                                 usage
 
 Rows that are masked come as NaN, so that one rule covers both: index -1 takes part in nothing.
@@ -43,12 +44,11 @@ class Composable(Quantizer):
         with torch.no_grad():
             index = self._assign(usable, codes)
             self._count(index, counted)
-        nearest = self._take(codes, index)
-        quantized = nearest.detach().to(z.dtype)
-        loss = latents.new_zeros((), dtype=torch.float32)
         if self.training:
-            quantized = self._estimate(usable, quantized, index, codes)
-            loss = self._learn(usable, nearest, index, codes)
+            quantized, loss = self._train(usable, index, codes)
+        else:
+            quantized = self._take(codes, index).detach().to(z.dtype)
+            loss = latents.new_zeros((), dtype=torch.float32)
         if mask is not None:
             quantized = torch.where(counted[..., None], quantized, latents)
         return QuantizeResult(quantized.movedim(-1, self.channel_dim), index, loss)
@@ -60,6 +60,12 @@ class Composable(Quantizer):
     def decode(self, index: Tensor) -> Tensor:
         require_index(type(self).__name__, "index", index)
         return self._take(self._snapshot(), index).movedim(-1, self.channel_dim)
+
+    def _train(self, latents: Tensor, index: Tensor, codes) -> tuple[Tensor, Tensor]:
+        nearest = self._take(codes, index)
+        # Before the update, which may overwrite the codes.
+        quantized = self._estimate(latents, nearest.detach().to(latents.dtype), index, codes)
+        return quantized, self._learn(latents, nearest, index, codes)
 
     def _to_latents(self, z: Tensor) -> Tensor:
         name = type(self).__name__

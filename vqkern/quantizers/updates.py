@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import code_sums
+from ..ops.rows import ema_step
 from .anchors import Anchors, farthest_features, nearest_features, random_features
 from .base import masked_mse, require_weight
 from .codes import Table
@@ -114,6 +115,13 @@ class TableRule(nn.Module):
         return self
 
 
+@torch.library.custom_op("vqkern::ema_step", mutates_args=("counts", "totals", "codes"))
+def _ema_step(
+    count: Tensor, total: Tensor, weight: float, counts: Tensor, totals: Tensor, codes: Tensor
+) -> None:
+    ema_step(count, total, weight, counts, totals, codes)
+
+
 class EMA(TableRule):
     """Codes are exponential moving averages of their features (van den Oord et al. 2017, appendix
     A.1).
@@ -149,21 +157,19 @@ class EMA(TableRule):
         total = total.to(self.total.dtype)
         sum_over_ranks(count)
         sum_over_ranks(total)
+        if not self.smoothing:
+            _ema_step(count, total, 1 - self.decay, self.count, self.total, self.table)
+            return
         # A sum of finite features may overflow; such a code counts as not used.
         usable = total.isfinite().all(-1)
         count = torch.where(usable, count, 0)
-        total = torch.where(usable[:, None], total, 0)
-        self._blend(count, total)
-        counts, hit = self.count, count > 0
-        if self.smoothing:
-            everything, hit = counts.sum(), hit.any() | torch.zeros_like(hit)
-            share = everything + len(counts) * self.smoothing
-            counts = (counts + self.smoothing) / share * everything
-        self._move(self.total / counts.clamp_min(torch.finfo(torch.float32).tiny)[:, None], hit)
-
-    def _blend(self, count: Tensor, total: Tensor) -> None:
         self.count.lerp_(count, 1 - self.decay)
-        self.total.lerp_(total, 1 - self.decay)
+        self.total.lerp_(torch.where(usable[:, None], total, 0), 1 - self.decay)
+        everything = self.count.sum()
+        share = everything + len(count) * self.smoothing
+        counts = (self.count + self.smoothing) / share * everything
+        rows = self.total / counts.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+        self._move(rows, (count > 0).any() | torch.zeros_like(usable))
 
     @torch.no_grad()
     def reset(self, moved: Tensor | None = None) -> None:

@@ -14,6 +14,7 @@ from .base import (
     UsageCounter,
     masked_mse,
     require_weight,
+    two_pulls,
 )
 from .codes import Table
 from .estimators import (
@@ -23,6 +24,7 @@ from .estimators import (
     require_estimator,
     straight_through,
 )
+from .kmeans import kmeans
 from .updates import Gradient
 
 
@@ -86,12 +88,12 @@ class VectorQuantizer(Quantizer):
         index = nearest_code(rows.detach(), codes.detach()).index
         self.counter.add(index, counted)
         index = torch.where(counted, index, -1)
-        nearest = take_codes(codes, index)
-        if not self.training:
-            return nearest.to(rows.dtype), index, rows.new_zeros((), dtype=torch.float32)
-        # Before the step, which may overwrite the codes.
-        quantized = self._estimate(rows, nearest.detach().to(rows.dtype), index, codes)
-        return quantized, index, self._learn(rows, nearest, index, codes)
+        if self.training:
+            quantized, loss = self._train(rows, index, codes)
+        else:
+            quantized = take_codes(codes, index).to(rows.dtype)
+            loss = rows.new_zeros((), dtype=torch.float32)
+        return quantized, index, loss
 
     # What structures need of a part (structure.py): latents are [..., dim], an index [...].
 
@@ -110,11 +112,20 @@ class VectorQuantizer(Quantizer):
     def _estimate(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: Tensor) -> Tensor:
         return estimate(self.estimator, latents, nearest, index, codes)
 
+    def _train(self, latents: Tensor, index: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        nearest = take_codes(codes, index)
+        # Before the step, which may overwrite the codes.
+        quantized = self._estimate(latents, nearest.detach().to(latents.dtype), index, codes)
+        return quantized, self._learn(latents, nearest, index, codes)
+
     def _learn(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: Tensor) -> Tensor:
         rows, nearest = latents.reshape(-1, self.dim), nearest.reshape(-1, self.dim)
         index = index.flatten()
-        loss = self.commitment * masked_mse(rows, nearest.detach(), index >= 0)
-        loss = loss + self.update.loss(rows, nearest, index)
+        if type(self.update) is Gradient:
+            loss = two_pulls(rows, nearest, index >= 0, self.commitment, self.update.weight)
+        else:
+            loss = self.commitment * masked_mse(rows, nearest.detach(), index >= 0)
+            loss = loss + self.update.loss(rows, nearest, index)
         return loss + self._settle(rows, index, codes)
 
     def _settle(self, latents: Tensor, index: Tensor, codes: Tensor) -> Tensor:
@@ -146,10 +157,7 @@ class VectorQuantizer(Quantizer):
             TypeError: the codes are not a free table, which alone can take any values.
             ValueError: wrong shape, or a value is not finite.
         """
-        if not isinstance(self.parametrisation, Table):
-            raise TypeError(
-                f"load_codes needs a free table, this is {type(self.parametrisation).__name__}"
-            )
+        self._require_table("load_codes")
         weight = self.parametrisation.weight
         if codes.shape != weight.shape:
             raise ValueError(f"codes must have shape {list(weight.shape)}, got {list(codes.shape)}")
@@ -157,6 +165,16 @@ class VectorQuantizer(Quantizer):
             raise ValueError("codes must be finite, got NaN or infinity")
         weight.copy_(codes)
         self.update.reset()
+
+    def _start_from(self, rows: Tensor) -> None:
+        self._require_table("start_from")
+        self.load_codes(kmeans(rows[:, : self.dim], self.codebook_size))
+
+    def _require_table(self, name: str) -> None:
+        if not isinstance(self.parametrisation, Table):
+            raise TypeError(
+                f"{name} needs a free table, this is {type(self.parametrisation).__name__}"
+            )
 
     def fold(self) -> VectorQuantizer:
         """A plain quantizer with the effective codes as its table, and nothing that moves them."""

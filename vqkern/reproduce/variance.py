@@ -75,7 +75,7 @@ def one_error(
     else:
         quantizer = (LFQ if method == "lfq" else BSQ)(settings.dim)
     quantizer.eval()
-    compared = quantizer._compared(z).double()
+    compared = quantizer._compared(z, quantizer.encode(z)).double()
     return float((compared - quantizer.decode(quantizer.encode(z))).square().sum(-1).mean())
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ... import backend as backends
 from ..checks import require_float, require_index, require_matrix, require_same_device
+from ..rows import require_in_range
 from . import reference
 
 
@@ -95,17 +96,6 @@ def _(z: Tensor, index: Tensor, num_codes: int, backend: str) -> tuple[Tensor, T
         z.new_empty((num_codes, z.shape[1]), dtype=dtype),
         z.new_empty(num_codes, dtype=torch.int64),
     )
-
-
-def require_in_range(op: str, index: Tensor, num_codes: int) -> None:
-    """Every index must be a code's or -1; names the first that is not and where it stands."""
-    wrong = (index < -1) | (index >= num_codes)
-    if bool(wrong.any()):
-        position = wrong.nonzero()[0].tolist()
-        raise IndexError(
-            f"{op}: index{position} is {int(index[tuple(position)])}; "
-            f"it must be in [0, {num_codes}), or -1 for no code"
-        )
 
 
 def _setup_context(ctx, inputs, output):

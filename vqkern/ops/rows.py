@@ -1,0 +1,242 @@
+"""What a layer does with rows beside its kernels: in C++ one pass over memory each.
+
+Every function works on any device in plain PyTorch; float32 rows and int64 indices on the CPU go to
+csrc/cpu/rows.cpp. They are called inside operators and know nothing of autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import backend as backends
+
+
+def runs_natively(*rows: Tensor) -> bool:
+    """Whether these float32 or int64 tensors go to C++."""
+    built = not isinstance(backends.native(), ImportError)
+    return built and all(
+        r.device.type == "cpu" and r.dtype in (torch.float32, torch.int64) for r in rows
+    )
+
+
+def _threads() -> int:
+    return torch.get_num_threads()
+
+
+def require_in_range(op: str, index: Tensor, num_codes: int) -> None:
+    """Every index must be a code's or -1; names the first that is not and where it stands."""
+    if runs_natively(index):
+        flat = index.contiguous()
+        place = backends.native().first_outside(flat.data_ptr(), flat.numel(), -1, num_codes - 1)
+        if place < 0:
+            return
+    else:
+        wrong = (index < -1) | (index > num_codes - 1)
+        if not bool(wrong.any()):
+            return
+        place = int(wrong.flatten().nonzero()[0])
+    position = [int(i) for i in torch.unravel_index(torch.tensor(place), index.shape)]
+    raise IndexError(
+        f"{op}: index{position} is {int(index[tuple(position)])}; "
+        f"it must be in [0, {num_codes}), or -1 for no code"
+    )
+
+
+def take_rows(codes: Tensor, index: Tensor) -> Tensor:
+    """codes [K, D] at index [N], rows of NaN where it is -1; indices in range."""
+    if not (runs_natively(codes, index) and codes.dtype == torch.float32):
+        rows = codes[index.clamp_min(0)]
+        return rows.masked_fill_((index < 0)[:, None], torch.nan)
+    codes, index = codes.contiguous(), index.contiguous()
+    out = torch.empty(len(index), codes.shape[1])
+    backends.native().take_rows(
+        codes.data_ptr(), index.data_ptr(), *out.shape, out.data_ptr(), _threads()
+    )
+    return out
+
+
+def join_digits(digits: Tensor, sizes: Sequence[int]) -> Tensor:
+    """sum_m (n_1 ... n_{m-1}) digits[..., m], int64 [...]; -1 where a digit is negative."""
+    # A digit that is always 0 may have a base beyond int64.
+    bases = [prod(sizes[:m]) if size > 1 else 0 for m, size in enumerate(sizes)]
+    if not runs_natively(digits):
+        joint = torch.zeros_like(digits[..., 0])
+        for m, base in enumerate(bases):
+            joint = joint + digits[..., m] * base
+        return torch.where((digits < 0).any(-1), -1, joint)
+    digits, factors = digits.contiguous(), torch.tensor(bases)
+    joint = torch.empty(digits.shape[:-1], dtype=torch.int64)
+    backends.native().join_digits(
+        digits.data_ptr(), factors.data_ptr(), joint.numel(), len(bases), joint.data_ptr(),
+        _threads(),
+    )  # fmt: skip
+    return joint
+
+
+def split_digits(joint: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The digits, int64 [..., M], of joint indices [...] in range; -1 throughout for -1."""
+    if not runs_natively(joint) or max(sizes) >= 2**63:
+        digits = joint.new_empty(*joint.shape, len(sizes))
+        rest = joint.clamp_min(0)
+        for m, size in enumerate(sizes):
+            digits[..., m] = rest % size
+            rest = rest // size
+        return digits.masked_fill_((joint < 0)[..., None], -1)
+    joint, factors = joint.contiguous(), torch.tensor(list(sizes))
+    digits = torch.empty(*joint.shape, len(sizes), dtype=torch.int64)
+    backends.native().split_digits(
+        joint.data_ptr(), factors.data_ptr(), joint.numel(), len(sizes), digits.data_ptr(),
+        _threads(),
+    )  # fmt: skip
+    return digits
+
+
+def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """rows [N, D] over their norms, and two factors [N, 1] of the norm, 1 where it is 0 or NaN.
+
+    A zero row stays zero, one that is not finite becomes NaN.
+    """
+    if not runs_natively(rows):
+        largest = rows.abs().amax(-1, keepdim=True)
+        regular = largest.isfinite() & (largest > 0)
+        largest = torch.where(regular, largest, 1)
+        # The scale drops out of the result; squares of what is left neither overflow nor vanish.
+        unit = rows / largest
+        norm = torch.where(regular, torch.linalg.vector_norm(unit, dim=-1, keepdim=True), 1)
+        unit /= norm
+        irregular = torch.where((rows == 0).all(-1, keepdim=True), 0.0, torch.nan).to(rows.dtype)
+        return torch.where(regular, unit, irregular), largest, norm
+    rows = rows.contiguous()
+    unit = torch.empty_like(rows)
+    largest, norm = torch.empty(len(rows), 1), torch.empty(len(rows), 1)
+    backends.native().unit_rows(
+        rows.data_ptr(), *rows.shape, unit.data_ptr(), largest.data_ptr(), norm.data_ptr(),
+        _threads(),
+    )  # fmt: skip
+    return unit, largest, norm
+
+
+def unit_rows_slope(grad: Tensor, unit: Tensor, largest: Tensor, norm: Tensor) -> Tensor:
+    """The gradient [N, D] of `unit_rows`; 0 in rows without a direction."""
+    if not runs_natively(grad, unit):
+        along = (grad * unit).sum(-1, keepdim=True)
+        slope = torch.addcmul(grad, unit, along, value=-1)
+        slope /= norm
+        slope /= largest
+        # Zero rows and NaN rows have no direction, whatever comes in.
+        return torch.where(unit.abs().amax(-1, keepdim=True) > 0, slope, 0)
+    grad, slope = grad.contiguous(), torch.empty_like(unit)
+    backends.native().unit_rows_slope(
+        grad.data_ptr(), unit.data_ptr(), largest.data_ptr(), norm.data_ptr(), *unit.shape,
+        slope.data_ptr(), _threads(),
+    )  # fmt: skip
+    return slope
+
+
+def ema_step(
+    count: Tensor, total: Tensor, weight: float, counts: Tensor, totals: Tensor, codes: Tensor
+) -> None:
+    """One step of exponential moving averages in place: counts [K] and totals [K, D] by `weight`
+    towards count and total, and the codes [K, D] with a count to their ratio.
+
+    A total that is not finite, a sum that overflowed, counts as none; a ratio that is not finite
+    moves no code.
+    """
+    tensors = count, total, counts, totals, codes
+    if not (runs_natively(*tensors) and all(t.is_contiguous() for t in tensors)):
+        usable = total.isfinite().all(-1)
+        count = torch.where(usable, count, 0)
+        counts.lerp_(count, weight)
+        totals.lerp_(torch.where(usable[:, None], total, 0), weight)
+        rows = totals / counts.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+        rows = rows.to(codes.dtype)
+        moved = (count > 0) & rows.isfinite().all(-1)
+        codes.copy_(torch.where(moved[:, None], rows, codes))
+        return
+    backends.native().ema_step(
+        count.data_ptr(), total.data_ptr(), weight, *codes.shape, counts.data_ptr(),
+        totals.data_ptr(), codes.data_ptr(), _threads(),
+    )  # fmt: skip
+
+
+def masked_difference(a: Tensor, b: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """a - b [N, D], 0 where not `valid` [N]; its sum of squares, and the number of valid rows."""
+    if not runs_natively(a, b):
+        # where() before the square: NaN in a row that is left out must not reach a gradient.
+        difference = torch.where(valid[:, None], a - b, 0)
+        return difference, difference.square().sum(), valid.sum()
+    a, b = (r if _rows_apart(r) else r.contiguous() for r in (a, b))
+    valid = valid.contiguous()
+    difference = torch.empty(a.shape)
+    total, count = backends.native().masked_difference(
+        a.data_ptr(), a.stride(0), b.data_ptr(), b.stride(0), valid.data_ptr(), *a.shape,
+        difference.data_ptr(), _threads(),
+    )  # fmt: skip
+    return difference, a.new_tensor(total), torch.tensor(count)
+
+
+def bit_strings(logits: Tensor, valid: Tensor) -> Tensor:
+    """Probabilities [N, 2^b] of the strings of b independent bits with log-odds logits [N, b].
+
+    Column c holds the string whose bit m is (c >> m) & 1; rows that are not `valid` are 0.
+    """
+    n, bits = logits.shape
+    if not (runs_natively(logits) and _rows_apart(logits)):
+        strings = valid[:, None].to(logits.dtype)
+        for bit in logits.unbind(1):
+            bit = torch.where(valid, bit, 0)[:, None]
+            strings = torch.cat([strings * torch.sigmoid(-bit), strings * torch.sigmoid(bit)], 1)
+        return strings
+    strings = torch.empty(n, 2**bits)
+    backends.native().bit_strings(
+        logits.data_ptr(), logits.stride(0), valid.data_ptr(), n, bits, strings.data_ptr(),
+        _threads(),
+    )  # fmt: skip
+    return strings
+
+
+def bit_strings_slope(
+    logits: Tensor, valid: Tensor, strings: Tensor, grad: Tensor, out: Tensor
+) -> None:
+    """Writes the gradient to logits [N, b] of a value with `grad` to the strings [N, 2^b] to `out`,
+    laid out as logits are; 0 where not `valid`. `grad` is overwritten."""
+    n, bits = logits.shape
+    if not (
+        runs_natively(logits, grad) and _rows_apart(logits) and out.stride() == logits.stride()
+    ):
+        grad *= strings
+        for m in reversed(range(bits)):
+            zero, one = grad.chunk(2, dim=1)
+            bit = torch.where(valid, logits[:, m], 0)
+            own = one.sum(1) * torch.sigmoid(-bit) - zero.sum(1) * torch.sigmoid(bit)
+            out[:, m] = torch.where(valid, own, 0)
+            grad = zero + one
+        return
+    backends.native().bit_strings_slope(
+        logits.data_ptr(), logits.stride(0), valid.data_ptr(), n, bits, strings.data_ptr(),
+        grad.data_ptr(), out.data_ptr(), _threads(),
+    )  # fmt: skip
+
+
+def bit_entropy(logits: Tensor, valid: Tensor) -> Tensor:
+    """The sum over valid rows of the entropies, in nats, of bits with log-odds logits [N, D]."""
+    if not runs_natively(logits):
+        # h(sigmoid(x)) = softplus(x) - x sigmoid(x), symmetric in x, free of cancellation at -|x|.
+        low = -torch.where(valid[:, None], logits, 0).abs()
+        per_bit = F.softplus(low) - low * low.sigmoid()
+        return torch.where(valid[:, None], per_bit, 0).sum()
+    logits = logits.contiguous()
+    return logits.new_tensor(
+        backends.native().bit_entropy(
+            logits.data_ptr(), valid.data_ptr(), *logits.shape, _threads()
+        )
+    )
+
+
+def _rows_apart(matrix: Tensor) -> bool:
+    return matrix.stride(1) == 1 or matrix.shape[1] == 1
