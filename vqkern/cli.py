@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_module(commands, "demo", "vqkern.demo", "make a large-codebook tokenizer from photographs")
     _add_module(commands, "train", "vqkern.training.command", "train a tokenizer by a recipe")
     _add_module(commands, "eval", "vqkern.training.evaluate", "measure the tokenizer of a run")
+    _add_module(commands, "report", "vqkern.report.command", "compare runs on one page")
     tokenize = "encode a folder of images into token shards"
     _add_module(commands, "tokenize", "vqkern.tokenize", tokenize)
     _add_module(commands, "data", "vqkern.data.command", "crop and pack images into tar shards")

@@ -50,7 +50,7 @@ def test_both_branches_of_a_variational_latent_are_decoded_by_one_decoder():
     torch.testing.assert_close(total, (each[0] + each[1]) / 2)
     total.backward()
     assert all(p.grad is not None for p in tokenizer.decoder.parameters())
-    assert set(values) == {"quantizer", "error", "pixel", "loss"}
+    assert set(values) == {"quantizer", "error", "pixel", "psnr", "loss"}
     assert model.eval()(images).images.shape == images.shape
 
 

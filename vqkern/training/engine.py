@@ -227,6 +227,7 @@ class Losses:
             # Several branches of one image weigh the same (VAEVQ eqs. 3 and 4).
             wanted = images.repeat(len(outcome.images) // len(images), 1, 1, 1)
             values["pixel"] = self.pixel(outcome.images, wanted)
+            values["psnr"] = _decibels(outcome.images.detach(), wanted)
             reconstruction = s.pixel_weight * values["pixel"]
             if self.lpips is not None:
                 values["lpips"] = self.lpips(outcome.images, wanted).mean()
@@ -243,6 +244,12 @@ class Losses:
                 loss = loss + weight * fooled
         values["loss"] = loss
         return loss, values
+
+
+def _decibels(images: Tensor, wanted: Tensor) -> Tensor:
+    """Mean PSNR of images in [-1, 1], finite for equal ones: a step is skipped where it is not."""
+    error = (images.clamp(-1, 1) - wanted).square().mean((1, 2, 3))
+    return 10 * (4 / error.clamp(min=1e-10)).log10().mean()
 
 
 def rate_factor(optim: OptimSettings, step: int) -> float:
