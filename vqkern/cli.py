@@ -50,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_info(commands)
     _add_module(commands, "demo", "vqkern.demo", "make a large-codebook tokenizer from photographs")
+    convert = "turn a public checkpoint into a tokenizer folder"
+    _add_module(commands, "convert", "vqkern.tokenizers.command", convert)
     _add_module(commands, "train", "vqkern.training.command", "train a tokenizer by a recipe")
     _add_module(commands, "eval", "vqkern.training.evaluate", "measure the tokenizer of a run")
     _add_module(commands, "report", "vqkern.report.command", "compare runs on one page")
