@@ -31,7 +31,7 @@ FREE = (
     "run.log_every",
     "run.sample_every",
     "run.keep",
-    "log.tensorboard",
+    "log",  # all of it; recipes of earlier versions have none
     "data.micro_batch",
     "data.workers",
     "data.folder",
