@@ -100,6 +100,64 @@ def test_one_real_step_at_reduced_size(name, tmp_path, dino_file):
     assert ("judge" in values) == judged
 
 
+SCALES = "scale_weights: [1, 1, 1, 2, 2, 2, 3, 3, 5, 5]"
+W2 = "{name: wasserstein, weight: 0.2}"
+ROWS = {  # what headers say other rows of the tables are
+    "vq-transplant-stage-1": [
+        {"name": "vanilla_var_projected", "options.alignment": "null"},
+        {"name": "online_var_projected", "options.alignment": "null"},
+        {"name": "wasserstein_var_projected", "options.alignment": W2},
+        {
+            "name": "ema_var_projected",
+            "options": f"{{projector_form: after, commitment: 0.0, {SCALES}}}",
+        },
+    ],
+    "unifying-view-stage-1": [
+        {"name": "vanilla_halves_projected", "options.alignment": "null"},
+        {"name": "online_halves_projected", "options.alignment": "null"},
+        {"name": "wasserstein_halves_projected", "options.alignment": W2},
+        {"name": "ema_halves_projected", "options": "{}"},
+        {"name": "mmd_vp2_halves_projected"},
+        {"name": "mmd_projected", "codebook_size": "16384"},
+        {"name": "mmd_groups_projected", "options.groups": "8", "codebook_size": "16384"},
+    ],
+    "unifying-view-sq-stage-1": [
+        {"name": "lfq_halves_projected"},
+        {"name": "fsq_halves_projected", "options": "{projector_dim: 16, commitment: 0.25}"},
+    ],
+    "fvq": [
+        {"codebook_size": "262144"},
+        {"name": "vanilla"},
+        {"name": "linear"},
+        {"name": "mlp"},
+        {"options.depth": "4", "options.hidden": "64", "options.patch": "8"},
+    ],
+    "fvq-rq": [{"name": "vanilla_rq"}, {"name": "ema_rq"}],
+    "vaevq": [{"options": "{rcs_weight: 0.0, dcr_weight: 0.0}"}, {"options": "{dcr_weight: 0.0}"}],
+    "mgvq": [
+        {"options": "{groups: 8}", "codebook_size": "2048"},
+        {"name": "vanilla_groups"},
+        {"name": "vanilla", "codebook_size": "32768", "options": "{commitment: 0.25}"},
+    ],
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_other_rows_are_what_the_headers_say(name):
+    header = (RECIPES / f"{name}.yaml").read_text()
+    for row in ROWS[name]:
+        more = ["--loss.lpips_file", "x", "--loss.adversarial.dino_file", "x"]
+        more += ["--tokenizer.pretrained", "x"] if needs_a_tokenizer(name) else []
+        for key, value in row.items():
+            more += [f"--quantizer.{key}", value]
+        recipe = load_recipe(name, more)
+        architecture = recipe.tokenizer.architecture
+        dim = 32 if architecture is None else architecture["latent_dim"]
+        with torch.device("meta"):
+            assert quantizer_of(recipe.quantizer, dim).dim == dim
+        assert row.get("name", "").split("_")[0] in header
+
+
 def test_headers_say_what_was_published_and_on_what():
     """Of the papers' recipes: figures, hardware and time, or that they are not known."""
     for name in recipe_names():
