@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import signal
 import socket
+import threading
+import time
 from pathlib import Path
 
 import torch
@@ -109,3 +112,42 @@ def rank_of_run(out: str, rank: int, ranks: int, port: int, recipe: dict, kill: 
     elif kill == "save 14" and rank == 0:
         checkpoint._complete = killed_in_second_save
     engine.train(from_mapping(Recipe, recipe), out)
+
+
+def start_doomed(out: Path, seed: int, changes: dict) -> multiprocessing.process.BaseProcess:
+    """A run in a process of its own that kills itself at a random moment, as `seed` has it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch._dynamo", "vqkern.training.engine"])
+    recipe = merged(RECIPE, changes)
+    process = context.Process(target=_doomed, args=(str(out), recipe, seed))
+    process.start()
+    return process
+
+
+def _doomed(out: str, recipe: dict, seed: int) -> None:
+    from vqkern.training import checkpoint
+
+    chance = random.Random(seed)
+    if seed % 2:  # somewhere between the first byte of a save and the removal of old ones
+        names = ["_make_room", "_write", "_complete", "_remove_old"]
+        name = chance.choice(names)
+        original, left = getattr(checkpoint, name), chance.randint(1, 3)
+
+        def killing(*given):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                delay = chance.random() * 0.01
+                threading.Thread(target=_kill_after, args=(delay,), daemon=True).start()
+            original(*given)
+
+        setattr(checkpoint, name, killing)
+    else:
+        delay = chance.random() * 2.0
+        threading.Thread(target=_kill_after, args=(delay,), daemon=True).start()
+    rank_of_run(out, 0, 1, 0, recipe, None)
+
+
+def _kill_after(seconds: float) -> None:
+    time.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -50,8 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_info(commands)
     _add_module(commands, "demo", "vqkern.demo", "make a large-codebook tokenizer from photographs")
+    convert = "turn a public checkpoint into a tokenizer folder"
+    _add_module(commands, "convert", "vqkern.tokenizers.command", convert)
     _add_module(commands, "train", "vqkern.training.command", "train a tokenizer by a recipe")
     _add_module(commands, "eval", "vqkern.training.evaluate", "measure the tokenizer of a run")
+    _add_module(commands, "report", "vqkern.report.command", "compare runs on one page")
     tokenize = "encode a folder of images into token shards"
     _add_module(commands, "tokenize", "vqkern.tokenize", tokenize)
     _add_module(commands, "data", "vqkern.data.command", "crop and pack images into tar shards")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from vqkern.metrics import PROTOCOLS, fidelity
+from vqkern.data import CROPS
+from vqkern.metrics import PROTOCOLS, eight_bits, fidelity, mean_psnr
 
 
 def pair():
@@ -39,12 +40,47 @@ def test_y_is_the_luma_of_bytes():
     np.testing.assert_allclose(fidelity(a, b, "y").psnr.numpy(), expected)
 
 
-def test_protocols_differ_and_rounding_is_part_of_them():
+def test_uniform_windows_are_scikit_images_own():
+    from skimage.metrics import structural_similarity
+
     a, b = pair()
-    values = [float(fidelity(a, b, name).psnr.mean()) for name in PROTOCOLS]
-    assert len({round(v, 2) for v in values}) == len(PROTOCOLS)
+    got = {name: fidelity(a, b, name).ssim for name in ("rgb-uniform", "llamagen", "vaevq")}
+    floats = [((x.double() + 1) * 127.5).clamp(0, 255).numpy() for x in (a, b)]
+    for n, (x, y) in enumerate(zip(bytes_of(a), bytes_of(b), strict=True)):
+        once = structural_similarity(x, y, channel_axis=0, data_range=255)
+        twice = structural_similarity(x / 255, y / 255, channel_axis=0, data_range=2.0)
+        exact = structural_similarity(floats[0][n], floats[1][n], channel_axis=0, data_range=255)
+        assert float(got["rgb-uniform"][n]) == pytest.approx(once, abs=1e-9)
+        assert float(got["llamagen"][n]) == pytest.approx(twice, abs=1e-9) and twice > once
+        assert float(got["vaevq"][n]) == pytest.approx(exact, abs=1e-9)
+
+
+def test_floats_are_not_rounded_and_bytes_are():
+    a, _ = pair()
     near = torch.from_numpy(bytes_of(a)) / 127.5 - 1
-    assert bool(fidelity(near, near + 1e-4, "rgb").psnr.isinf().all())
+    for name, protocol in PROTOCOLS.items():
+        same = bool(fidelity(near, near + 1e-4, name).psnr.isinf().all())
+        assert same == protocol.rounded, name
+    assert eight_bits(near).equal(torch.from_numpy(bytes_of(a)).to(torch.uint8))
+    # What the programs write, 127.5 x + 128 truncated, is the same rounding.
+    written = (127.5 * a.double() + 128).clamp(0, 255).to(torch.uint8)
+    assert written.equal(eight_bits(a))
+
+
+def test_mean_psnr_of_images_or_of_their_mean_error():
+    a, b = pair()
+    b[0] = a[0] + 0.5
+    values = fidelity(a, b, "mgvq").psnr
+    assert mean_psnr(values, "rgb") == pytest.approx(float(values.mean()))
+    error = ((a.double() - b.double().clamp(-1, 1)) * 127.5).square().mean()
+    assert mean_psnr(values, "mgvq") == pytest.approx(float(10 * (255**2 / error).log10()))
+    assert mean_psnr(values, "mgvq") < mean_psnr(values, "rgb") - 1
+
+
+def test_every_protocol_says_what_it_does():
+    described = [protocol.described() for protocol in PROTOCOLS.values()]
+    assert len({tuple(sorted(d.items())) for d in described}) == len(PROTOCOLS)
+    assert all(protocol.crop in CROPS and protocol.note for protocol in PROTOCOLS.values())
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -283,6 +284,42 @@ def test_sample_grids_leave_the_training_as_it_is(tmp_path):
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
     grid = Image.open(tmp_path / "with/samples/step-00000004.png")
     assert grid.size == (8 * 32, 2 * 32)
+
+
+def test_tensorboard_gets_the_log_and_the_pictures(tmp_path):
+    pytest.importorskip(
+        "tensorboard", reason="needs tensorboard: pip install 'vqkern[tensorboard]'"
+    )
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = {"sample_every": 2}
+    train(recipe(log={"tensorboard": True}, run=run, optim={"steps": 2}), tmp_path / "run")
+    # A run that goes on adds to it, and may be told to stop doing so.
+    train(recipe(log={"tensorboard": True}, run=run), tmp_path / "more")
+    events = EventAccumulator(str(tmp_path / "more/tensorboard")).Reload()
+    logged = [line["loss"] for line in lines(tmp_path / "more")]
+    assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4]
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx(logged, rel=1e-6)
+    assert [e.step for e in events.Images("samples")] == [2, 4]
+    assert (tmp_path / "run/tensorboard").is_dir()
+
+
+def test_missing_tensorboard_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(
+        ValueError, match=r"log.tensorboard: .*not installed.*vqkern\[tensorboard\]"
+    ):
+        train(recipe(log={"tensorboard": True}), tmp_path / "run")
+
+
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path, capsys, monkeypatch):
+    train(recipe(optim={"steps": 2}), tmp_path / "lines")
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[0] for line in said] == ["step 1/2", "step 2/2"]
+    assert all("images/s" in line and "left" in line and "\r" not in line for line in said)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    train(recipe(optim={"steps": 2}), tmp_path / "bar")
+    assert "\r" in (drawn := capsys.readouterr().err) and "2/2" in drawn
 
 
 def test_rates_rise_hold_and_fall():

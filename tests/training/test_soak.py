@@ -1,12 +1,7 @@
 """Fifty kills at random moments, also inside a save: every run goes on, no checkpoint is lost."""
 
-import multiprocessing
-import os
-import random
 import shutil
 import signal
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -20,45 +15,6 @@ KILLS = 50
 FREQUENT = {"run": {"save_every": 1, "keep": 3}, "optim": {"steps": 60}}
 
 
-def start(out, seed):
-    """A run in a process of its own that kills itself at a random moment."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch._dynamo", "vqkern.training.engine"])
-    recipe = train_ranks.merged(train_ranks.RECIPE, FREQUENT)
-    process = context.Process(target=doomed, args=(str(out), recipe, seed))
-    process.start()
-    return process
-
-
-def doomed(out, recipe, seed):
-    from vqkern.training import checkpoint
-
-    chance = random.Random(seed)
-    if seed % 2:  # somewhere between the first byte of a save and the removal of old ones
-        names = ["_make_room", "_write", "_complete", "_remove_old"]
-        name = chance.choice(names)
-        original, left = getattr(checkpoint, name), chance.randint(1, 3)
-
-        def killing(*given):
-            nonlocal left
-            left -= 1
-            if left == 0:
-                delay = chance.random() * 0.01
-                threading.Thread(target=kill_after, args=(delay,), daemon=True).start()
-            original(*given)
-
-        setattr(checkpoint, name, killing)
-    else:
-        delay = chance.random() * 2.0
-        threading.Thread(target=kill_after, args=(delay,), daemon=True).start()
-    train_ranks.rank_of_run(out, 0, 1, 0, recipe, None)
-
-
-def kill_after(seconds):
-    time.sleep(seconds)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def step_of(path: Path | None) -> int:
     return 0 if path is None else int(path.name.removeprefix("step-"))
 
@@ -70,7 +26,7 @@ def test_fifty_kills(tmp_path):
     expected = states_of(whole)
     kills, finished, last = 0, 0, 0
     while kills < KILLS:
-        process = start(out, 1000 + kills + finished)
+        process = train_ranks.start_doomed(out, 1000 + kills + finished, FREQUENT)
         process.join()
         kills += process.exitcode == -signal.SIGKILL
         assert process.exitcode in (0, -signal.SIGKILL)

@@ -12,10 +12,10 @@ from vqkern.training.trained import Trained
 class Small(nn.Module):
     """A tokenizer in a few layers, f = 2, whose encoder gives what its quantizer takes."""
 
-    def __init__(self, name):
+    def __init__(self, name, **more):
         super().__init__()
         torch.manual_seed(0)
-        options = {"channel_dim": 1, "codebook_size": 16}
+        options = {"channel_dim": 1, "codebook_size": 16, **more}
         self.quantizer = build_quantizer(name, dim=4, **options)
         channels = getattr(self.quantizer, "in_channels", 4)
         self.encoder = nn.Conv2d(3, channels, 2, stride=2)
@@ -50,8 +50,19 @@ def test_both_branches_of_a_variational_latent_are_decoded_by_one_decoder():
     torch.testing.assert_close(total, (each[0] + each[1]) / 2)
     total.backward()
     assert all(p.grad is not None for p in tokenizer.decoder.parameters())
-    assert set(values) == {"quantizer", "error", "pixel", "loss"}
+    assert set(values) == {"quantizer", "error", "pixel", "psnr", "loss"}
     assert model.eval()(images).images.shape == images.shape
+
+
+def test_projectors_have_the_rate_of_networks_and_codes_their_own():
+    tokenizer = Small("mmd_projected", projector_hidden=8)
+    model = Trained(tokenizer, "stage_1")
+    (codes,) = model.code_parameters()
+    assert codes.shape == (16, 4)
+    networks = {id(p) for p in model.networks()}
+    around = [*tokenizer.quantizer.before.parameters(), *tokenizer.quantizer.after.parameters()]
+    assert networks == {id(p) for p in around}
+    assert Trained(tokenizer, "stage_2").code_parameters() == []
 
 
 @pytest.mark.parametrize("trainer", ["stage_1", "stage_2", "stage_2_joint", "from_scratch"])

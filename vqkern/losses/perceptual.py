@@ -1,35 +1,46 @@
 """LPIPS (Zhang et al. 2018) through the lpips package, with the network from a local file."""
 
-import hashlib
 from pathlib import Path
 
 import torch
 from torch import nn
 
-VGG_FILE = "vgg16-397923af.pth"
-VGG_ADDRESS = "https://download.pytorch.org/models/vgg16-397923af.pth"
-VGG_SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
+from vqkern.public_files import PublicFile
+
+VGG = PublicFile(
+    "vgg16-397923af.pth",
+    "https://download.pytorch.org/models/vgg16-397923af.pth",
+    "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+)
+ALEXNET = PublicFile(
+    "alexnet-owt-7be5be79.pth",
+    "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+    "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+)
+LPIPS_FILES = {"vgg": VGG, "alex": ALEXNET}
 
 
-def load_lpips(weights: str | Path) -> nn.Module:
-    """LPIPS on VGG-16, frozen: called with two batches in [-1, 1] it gives [B, 1, 1, 1].
+def load_lpips(
+    weights: str | Path, network: str = "vgg", *, expected: PublicFile | None = None
+) -> nn.Module:
+    """LPIPS, frozen: called with two batches in [-1, 1] it gives [B, 1, 1, 1].
 
     Args:
-        weights: The file vgg16-397923af.pth, or a folder that holds it. Nothing is downloaded.
+        weights: The network's file, or a folder that holds it. Nothing is downloaded.
+        network: vgg (VGG-16) or alex (AlexNet).
+        expected: The file that is taken for it; None: torchvision's own.
 
     Raises:
-        ValueError: the file is missing or another one, or the lpips package is not usable.
+        ValueError: an unknown network, the file is missing or another one, or the lpips package is
+            not usable.
     """
-    path = Path(weights)
-    path = path / VGG_FILE if path.is_dir() else path
-    wanted = f"{VGG_FILE} from {VGG_ADDRESS} (sha256 {VGG_SHA256})"
-    if not path.is_file():
-        raise ValueError(
-            f"perceptual: LPIPS needs {wanted}, and {str(path)!r} is not there; "
-            f"'perceptual: none' trains without it"
-        )
-    if _sha256(path) != VGG_SHA256:
-        raise ValueError(f"perceptual: {str(path)!r} is another file than {wanted}")
+    if network not in LPIPS_FILES:
+        raise ValueError(f"network: got {network!r}, expected one of {', '.join(LPIPS_FILES)}")
+    wanted = expected or LPIPS_FILES[network]
+    try:
+        path = wanted.find(weights, "perceptual: LPIPS")
+    except ValueError as error:
+        raise ValueError(f"{error}; 'perceptual: none' trains without it") from None
     try:
         import lpips
     except (ImportError, RuntimeError, OSError) as error:  # torchvision may fail to load
@@ -39,17 +50,9 @@ def load_lpips(weights: str | Path) -> nn.Module:
         ) from error
     # pnet_rand: the package would download the network otherwise. Its own linear weights, which it
     # carries along, are loaded all the same.
-    network = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+    module = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
     tensors = torch.load(path, map_location="cpu", weights_only=True)
     features = {k.removeprefix("features."): v for k, v in tensors.items() if "features." in k}
-    own = {name: name.split(".", 1)[1] for name in network.net.state_dict()}
-    network.net.load_state_dict({name: features[key] for name, key in own.items()})
-    return network.eval().requires_grad_(False)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+    own = {name: name.split(".", 1)[1] for name in module.net.state_dict()}
+    module.net.load_state_dict({name: features[key] for name, key in own.items()})
+    return module.eval().requires_grad_(False)

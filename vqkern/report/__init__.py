@@ -1,4 +1,4 @@
-"""What a run leaves behind: a table, its figures as JSON and CSV, and one self-contained page."""
+"""What runs leave behind: tables, figures as JSON and CSV, and self-contained pages."""
 
 from vqkern.report.page import write_page
 from vqkern.report.results import Curve, Row, RunRecord, Strip, format_table, write_results

@@ -9,6 +9,7 @@ from vqkern.report.results import Curve, RunRecord
 
 # Told apart by people with colour blindness, and visible on white and on near-black alike.
 COLOURS = ("#2f86d1", "#d9772b", "#3a9e6f", "#b35fb0", "#8a8d3a")
+DASHES = ("", "5 2", "1.5 1.5", "6 2 1.5 2")
 _INK = "#010203"  # stands for the page's text colour until the SVG is done
 WIDTH, HEIGHT = 4.8, 3.1  # inches; small, so that the text stays readable on a telephone
 
@@ -20,13 +21,22 @@ def line_chart(
     *,
     log: bool = False,
     levels: list[tuple[str, float]] | None = None,
+    styles: list[tuple[str, str]] | None = None,
 ) -> str:
-    """An SVG element with one line per (name, x, y), and a dashed line per (name, level)."""
+    """An SVG element with one line per (name, x, y), and a dashed line per (name, level).
+
+    `styles`, colours and dashes as `line_styles` gives them, are those of a legend elsewhere on the
+    page; without them the chart has its own.
+    """
     from matplotlib.ticker import LogFormatter
 
     figure, axes = _new_figure()
-    for colour, (name, x, y) in zip(_cycle(len(series)), series, strict=True):
-        axes.plot(x, y, label=name, color=colour, linewidth=1.6)
+    looks = styles or line_styles(len(series))
+    for (colour, dashes), (name, x, y) in zip(looks, series, strict=True):
+        pattern = (0, tuple(map(float, dashes.split()))) if dashes else "solid"
+        # A single point has no line.
+        marker = "o" if len(x) == 1 else ""
+        axes.plot(x, y, label=name, color=colour, linewidth=1.6, linestyle=pattern, marker=marker)
     for name, level in levels or []:
         axes.axhline(level, label=name, color=_INK, linewidth=1.1, linestyle=(0, (4, 3)))
     if log:
@@ -35,9 +45,15 @@ def line_chart(
             axis_format(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.6)))
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    if len(series) + len(levels or []) > 1:
+    if styles is None and len(series) + len(levels or []) > 1:
         axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
     return _to_svg(figure)
+
+
+def line_styles(count: int) -> list[tuple[str, str]]:
+    """Colours with dashes as SVG writes them; solid until the colours come round again."""
+    looks = [(colour, dashes) for dashes in DASHES for colour in COLOURS]
+    return [looks[number % len(looks)] for number in range(count)]
 
 
 def smooth(curve: Curve, window: int) -> tuple[list[float], list[float]]:
@@ -65,7 +81,7 @@ def usage_chart(record: RunRecord) -> str:
         ranks = np.unique(np.geomspace(1, len(used), 400).astype(int))
         series.append((row.name, list(ranks), list(used[ranks - 1])))
     figure, axes = _new_figure()
-    for colour, (name, x, y) in zip(_cycle(len(series)), series, strict=True):
+    for (colour, _), (name, x, y) in zip(line_styles(len(series)), series, strict=True):
         axes.plot(x, y, label=name, color=colour, linewidth=1.6)
     even = record.usage_tokens / largest
     axes.axhline(even, label="even use", color=_INK, linewidth=1.1, linestyle=(0, (4, 3)))
@@ -113,7 +129,3 @@ def _to_svg(figure) -> str:
     svg = re.sub(r'(<svg[^>]*?)\swidth="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?)\sheight="[^"]*"', r"\1", svg, count=1)
     return svg.replace(_INK, "currentColor")
-
-
-def _cycle(count: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]

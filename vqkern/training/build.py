@@ -8,12 +8,18 @@ import torch
 from torch import nn
 
 from vqkern.quantizers import build_quantizer
-from vqkern.tokenizers import ConvConfig, Tokenizer, build_tokenizer, from_pretrained
+from vqkern.tokenizers import (
+    ConvConfig,
+    Tokenizer,
+    VQGANConfig,
+    build_tokenizer,
+    from_pretrained,
+)
 from vqkern.tokenizers.conv import start_at_principal_components
 from vqkern.training.batches import Samples
 from vqkern.training.recipe import QuantizerSettings, Recipe
 
-CONFIGS = {"conv": ConvConfig}
+CONFIGS = {"conv": ConvConfig, "vqgan": VQGANConfig}
 # Images at the start are numbers that training never reaches.
 START_NUMBER = 2**40
 
@@ -37,13 +43,15 @@ def build_tokenizer_of(recipe: Recipe, samples: Samples) -> Tokenizer:
     config = config_of(settings.architecture)
     tokenizer = build_tokenizer(config, quantizer_of(recipe.quantizer, config.latent_dim))
     if settings.start_images:
+        if not isinstance(config, ConvConfig):
+            raise ValueError("tokenizer.start_images: vqgan has no linear path, expected 0")
         numbers = range(START_NUMBER, START_NUMBER + settings.start_images)
         images = torch.stack([samples[number] for number in numbers])
         start_at_principal_components(tokenizer.encoder, tokenizer.decoder, images)
     return tokenizer
 
 
-def config_of(architecture: dict) -> ConvConfig:
+def config_of(architecture: dict) -> ConvConfig | VQGANConfig:
     """The config of `{name: conv, latent_dim: 8, ...}`."""
     name = architecture.get("name")
     if name not in CONFIGS:

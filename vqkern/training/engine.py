@@ -77,7 +77,7 @@ def train(recipe: Recipe, out: str | Path) -> Result:
             _say(f"going on from {found}")
         if this_rank() == 0:
             _write_recipe(out, recipe)
-        log = Log(out, state.step, recipe.optim.steps, share.batch) if this_rank() == 0 else None
+        log = _log_of(recipe, out, state.step) if this_rank() == 0 else None
         steps = range(state.step, recipe.optim.steps)
         batches = micro_batches(samples, share, steps, recipe.data.workers)
         try:
@@ -182,9 +182,7 @@ def _update(state: State, values: dict[str, Tensor]) -> None:
     used = [o for o in state.optimizers() if any(p.grad is not None for p in _parameters(o))]
     for optimizer in used:
         state.scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(
-            _parameters(optimizer), state.recipe.optim.clip or math.inf
-        )
+        norm = nn.utils.clip_grad_norm_(_parameters(optimizer), state.recipe.optim.clip or math.inf)
         overflow |= not bool(norm.isfinite())
     not_finite, overflow = any_rank(not finite, overflow)
     if state.scaler.is_enabled() and used:
@@ -227,6 +225,7 @@ class Losses:
             # Several branches of one image weigh the same (VAEVQ eqs. 3 and 4).
             wanted = images.repeat(len(outcome.images) // len(images), 1, 1, 1)
             values["pixel"] = self.pixel(outcome.images, wanted)
+            values["psnr"] = _decibels(outcome.images.detach(), wanted)
             reconstruction = s.pixel_weight * values["pixel"]
             if self.lpips is not None:
                 values["lpips"] = self.lpips(outcome.images, wanted).mean()
@@ -243,6 +242,12 @@ class Losses:
                 loss = loss + weight * fooled
         values["loss"] = loss
         return loss, values
+
+
+def _decibels(images: Tensor, wanted: Tensor) -> Tensor:
+    """Mean PSNR of images in [-1, 1], finite for equal ones: a step is skipped where it is not."""
+    error = (images.clamp(-1, 1) - wanted).square().mean((1, 2, 3))
+    return 10 * (4 / error.clamp(min=1e-10)).log10().mean()
 
 
 def rate_factor(optim: OptimSettings, step: int) -> float:
@@ -336,7 +341,9 @@ def _save_samples(out: Path, state: State, samples, log: Log) -> None:
         images = torch.stack([samples[n] for n in range(GRID_IMAGES)]).to(state.device)
         with state.averaged():
             reconstructions = tokenizer.reconstruct(images)
-        save_grid(out / SAMPLES / f"step-{state.step:08d}.png", images, reconstructions)
+        path = out / SAMPLES / f"step-{state.step:08d}.png"
+        save_grid(path, images, reconstructions)
+        log.picture(state.step, path)
     except (OSError, ValueError) as error:  # the disk is full, or an image has gone
         log.say(f"no picture at step {state.step}: {error}; training goes on")
 
@@ -354,6 +361,10 @@ def _write_recipe(out: Path, recipe: Recipe) -> None:
     part = out / f"{RECIPE}.part"
     part.write_text(to_yaml(recipe), encoding="utf-8")
     part.replace(out / RECIPE)
+
+
+def _log_of(recipe: Recipe, out: Path, start: int) -> Log:
+    return Log(out, start, recipe.optim.steps, recipe.data.batch, recipe.log.tensorboard)
 
 
 def _say(text: str) -> None:

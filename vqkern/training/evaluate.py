@@ -1,4 +1,7 @@
-"""Measure the tokenizer of a run: quantization error, usage of the codes, PSNR and SSIM.
+"""Measure the tokenizer of a run: quantization error, usage of the codes, and its images.
+
+Of the images PSNR and SSIM; with --inception rFID and the Inception Score, with --lpips LPIPS.
+Their networks are files that have to be there already.
 
 Without --data the images are the regions of the five photographs that training never sees. With
 it they are a folder's, or those of tar shards or volumes, cropped to --size as `adm` does.
@@ -13,7 +16,17 @@ import torch
 from torch import Tensor
 
 from vqkern.data import Crop, load_photographs, ordered_batches, to_float
-from vqkern.metrics import PROTOCOLS, fidelity, quantization_error
+from vqkern.losses.perceptual import LPIPS_FILES, load_lpips
+from vqkern.metrics import (
+    PROTOCOLS,
+    InceptionScores,
+    eight_bits,
+    fidelity,
+    mean_psnr,
+    protocol_named,
+    quantization_error,
+)
+from vqkern.public_files import sha256_of
 from vqkern.quantizers import Usage
 from vqkern.tokenizers import Tokenizer, from_pretrained
 from vqkern.training.batches import every_image_of
@@ -26,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="folder of images, in place of the photographs' regions")
     parser.add_argument("--size", type=int, default=256, help="side of their crops (%(default)s)")
     parser.add_argument("--protocol", default="rgb", choices=PROTOCOLS, help="(%(default)s)")
+    parser.add_argument("--inception", metavar="FILE", help="network for rFID and IS")
+    parser.add_argument("--lpips", metavar="FILE", help="network for LPIPS, that of the protocol")
     parser.add_argument("--batch", type=int, default=16, help="images at once (%(default)s)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
 
@@ -46,7 +61,12 @@ def run(args: argparse.Namespace) -> int:
         images, described = held_out_photographs(), "held-out regions of the photographs"
     else:
         images, described = folder_images(args.data, args.size, args.batch), args.data
-    figures = evaluate(tokenizer.to(device_of(args.device)), images, args.protocol)
+    device = device_of(args.device)
+    lpips = None if args.lpips is None else Lpips(args.lpips, args.protocol, device)
+    inception = None if args.inception is None else InceptionScores(args.inception, device)
+    figures = evaluate(
+        tokenizer.to(device), images, args.protocol, lpips=lpips, inception=inception
+    )
     figures["data"] = described
     figures["crop"] = "none" if args.data is None else f"adm {args.size}"
     path = Path(args.run_folder) / f"eval-{args.protocol}.json"
@@ -56,15 +76,43 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+class Lpips:
+    """LPIPS by a protocol's network, of images in [-1, 1].
+
+    Raises:
+        ValueError: see `load_lpips`.
+    """
+
+    def __init__(self, weights: str | Path, protocol: str, device: torch.device) -> None:
+        self.network = protocol_named(protocol).lpips
+        self.measure = load_lpips(weights, self.network).to(device)
+        path = Path(weights)
+        self.sha256 = sha256_of(path / LPIPS_FILES[self.network].name if path.is_dir() else path)
+
+    def __call__(self, images: Tensor, reference: Tensor) -> list[float]:
+        return self.measure(images, reference).flatten().tolist()
+
+
 @torch.no_grad()
-def evaluate(tokenizer: Tokenizer, batches: Iterable[Tensor], protocol: str = "rgb") -> dict:
+def evaluate(
+    tokenizer: Tokenizer,
+    batches: Iterable[Tensor],
+    protocol: str = "rgb",
+    *,
+    lpips: Lpips | None = None,
+    inception: InceptionScores | None = None,
+) -> dict:
     """Figures of a tokenizer over batches of images in [-1, 1].
+
+    Args:
+        lpips, inception: Measured where given.
 
     Returns:
         quantization_error: E, mean over tokens of the squares summed over channels (of the mean,
             for a variational latent); quantization_error_per_channel: E / D. codes_hit,
             utilization, perplexity: over all tokens; means over the codebooks where there are
-            several. psnr, ssim: means over images, under `protocol`. images: how many.
+            several. images: how many. psnr, ssim: over images, as the keys protocol_... describe.
+            lpips, rfid, inception_score: with the sha256 of their networks' files.
 
     Raises:
         ValueError: there is no image, or an unknown protocol.
@@ -73,7 +121,7 @@ def evaluate(tokenizer: Tokenizer, batches: Iterable[Tensor], protocol: str = "r
     quantizer = tokenizer.quantizer
     quantizer.reset_usage()
     device = next(tokenizer.parameters()).device
-    error, psnrs, ssims, images_seen = 0.0, [], [], 0
+    error, psnrs, ssims, distances, images_seen = 0.0, [], [], [], 0
     for images in batches:
         images = images.to(device)
         latent = tokenizer.latent(images)
@@ -81,7 +129,12 @@ def evaluate(tokenizer: Tokenizer, batches: Iterable[Tensor], protocol: str = "r
         place = latent[:, : quantized.shape[1]]
         error += float(quantization_error(place, quantized, channel_dim=1)) * len(images)
         reconstructed = tokenizer.decoder(quantized).clamp(-1, 1)
-        scores = fidelity(reconstructed.float(), images, protocol)
+        reconstructed = reconstructed.float()
+        scores = fidelity(reconstructed, images, protocol)
+        if lpips is not None:
+            distances += lpips(reconstructed, images)
+        if inception is not None:
+            inception.add(eight_bits(reconstructed), eight_bits(images))
         psnrs += scores.psnr.tolist()
         ssims += scores.ssim.tolist()
         images_seen += len(images)
@@ -89,17 +142,25 @@ def evaluate(tokenizer: Tokenizer, batches: Iterable[Tensor], protocol: str = "r
         raise ValueError("images: got none, expected at least one")
     usages = list(_flat(quantizer.usage()))
     quantizer.reset_usage()
-    return {
-        "protocol": protocol,
+    figures = {
+        **protocol_named(protocol).described(),
         "images": images_seen,
         "quantization_error": error / images_seen,
         "quantization_error_per_channel": error / images_seen / quantizer.dim,
         "codes_hit": sum(u.codes_hit for u in usages) / len(usages),
         "utilization": sum(u.utilization for u in usages) / len(usages),
         "perplexity": sum(u.perplexity for u in usages) / len(usages),
-        "psnr": sum(psnrs) / images_seen,
+        "psnr": mean_psnr(torch.tensor(psnrs, dtype=torch.float64), protocol),
         "ssim": sum(ssims) / images_seen,
     }
+    if lpips is not None:
+        figures |= {"lpips": sum(distances) / images_seen, "lpips_network": lpips.network}
+        figures["lpips_sha256"] = lpips.sha256
+    if inception is not None:
+        figures["rfid"] = inception.rfid()
+        figures["inception_score"] = inception.inception_score()
+        figures["inception_sha256"] = inception.sha256
+    return figures
 
 
 def held_out_photographs() -> Iterator[Tensor]:

@@ -21,10 +21,18 @@ class Log:
         start: Step from which the run goes on; later lines of an interrupted run are dropped.
         steps: Steps in all.
         batch: Images a step.
+        tensorboard: Whether RUN/tensorboard gets the same.
+
+    Raises:
+        ValueError: tensorboard is asked for, and not installed.
     """
 
-    def __init__(self, out: Path, start: int, steps: int, batch: int) -> None:
+    def __init__(
+        self, out: Path, start: int, steps: int, batch: int, tensorboard: bool = False
+    ) -> None:
         from tqdm import tqdm
+
+        self.writer = _tensorboard(out / "tensorboard", start) if tensorboard else None
 
         self.path, self.steps, self.batch = out / METRICS, steps, batch
         _drop_after(self.path, start)
@@ -51,6 +59,10 @@ class Log:
             f"step {step}/{self.steps}  {shown}  {speed:.1f} images/s  "
             f"{_clock(now - self.began)} gone, {_clock(left)} left"
         )
+        if self.writer is not None:
+            for name, value in record.items():
+                if name != "step":
+                    self.writer.add_scalar(name, value, step)
         try:
             with open(self.path, "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
@@ -59,12 +71,33 @@ class Log:
                 self.say(f"{self.path} cannot be written: {error}; training goes on")
             self.failed = True
 
+    def picture(self, step: int, path: Path) -> None:
+        """A picture that was saved."""
+        if self.writer is not None:
+            from vqkern.data import read_image
+
+            self.writer.add_image("samples", read_image(path), step)
+
     def say(self, text: str) -> None:
         """A line above the bar."""
         self.bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
         self.bar.close()
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _tensorboard(folder: Path, start: int):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError(
+            "log.tensorboard: the tensorboard package is not installed: "
+            "pip install 'vqkern[tensorboard]', or train without it: metrics.jsonl has the same"
+        ) from error
+    # What an interrupted run logged after its checkpoint is about to be logged again.
+    return SummaryWriter(str(folder), purge_step=start + 1)
 
 
 def save_grid(path: Path, originals: Tensor, reconstructions: Tensor) -> None:

@@ -15,6 +15,7 @@ TRAINERS: dict[str, tuple[str, ...]] = {
     "from_scratch": ("encoder", "quantizer", "decoder"),
 }
 PRECISIONS = ("fp32", "bf16", "fp16")
+DISCRIMINATORS = ("none", "patchgan", "dino")
 SHAPES = ("constant", "linear", "cosine")
 
 
@@ -76,7 +77,8 @@ class AdversarialSettings:
     """The discriminator: `discriminator: none` trains without one.
 
     Attributes:
-        discriminator: none, or patchgan (`width`, `layers` as in `PatchGAN`).
+        discriminator: none, patchgan (`width`, `layers` as in `PatchGAN`), or dino, whose frozen
+            network comes from `dino_file`.
         kind: hinge, or non_saturating.
         weight: Of the adversarial loss in the decoder's.
         adaptive: Whether VQGAN's gradient balance multiplies the weight.
@@ -89,6 +91,7 @@ class AdversarialSettings:
     discriminator: str = "none"
     width: int = 64
     layers: int = 3
+    dino_file: str | None = None
     kind: str = "hinge"
     weight: float = 0.5
     adaptive: bool = False
@@ -172,6 +175,17 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
+class LogSettings:
+    """Where else a run is logged, besides metrics.jsonl and samples/.
+
+    Attributes:
+        tensorboard: Whether RUN/tensorboard gets the same values and pictures.
+    """
+
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One run. `trainer` is stage_1, stage_2, stage_2_joint or from_scratch.
 
@@ -186,6 +200,7 @@ class Recipe:
     loss: LossSettings = LossSettings()
     optim: OptimSettings = OptimSettings()
     run: RunSettings = RunSettings()
+    log: LogSettings = LogSettings()
 
     def __post_init__(self) -> None:
         gan = self.loss.adversarial
@@ -193,7 +208,7 @@ class Recipe:
             ("trainer", self.trainer, TRAINERS),
             ("loss.pixel", self.loss.pixel, PIXEL),
             ("loss.perceptual", self.loss.perceptual, ("none", "lpips")),
-            ("loss.adversarial.discriminator", gan.discriminator, ("none", "patchgan")),
+            ("loss.adversarial.discriminator", gan.discriminator, DISCRIMINATORS),
             ("loss.adversarial.kind", gan.kind, ADVERSARIAL),
             ("optim.shape", self.optim.shape, SHAPES),
             ("optim.precision", self.optim.precision, PRECISIONS),
@@ -266,6 +281,12 @@ def _check_combination(recipe: Recipe) -> None:
         raise ValueError(
             "loss.lpips_file: perceptual: lpips needs the file vgg16-397923af.pth, "
             "got none; perceptual: none trains without it"
+        )
+    gan = recipe.loss.adversarial
+    if gan.discriminator == "dino" and gan.dino_file is None:
+        raise ValueError(
+            "loss.adversarial.dino_file: discriminator: dino needs the file "
+            "dino_deitsmall16_pretrain.pth, got none; patchgan needs no file"
         )
     if recipe.trainer == "stage_1" and recipe.loss.adversarial.discriminator != "none":
         raise ValueError("loss.adversarial: stage_1 decodes no image that could be judged")

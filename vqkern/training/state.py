@@ -9,7 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vqkern.losses import AUGMENTATIONS, Adversary, DiffAugment, PatchGAN
+from vqkern.losses import (
+    AUGMENTATIONS,
+    Adversary,
+    DiffAugment,
+    DinoDiscriminator,
+    PatchGAN,
+    VisionTransformer,
+    load_vit,
+)
 from vqkern.training.checkpoint import described_in, names_in, read_checkpoint
 from vqkern.training.config import differences, to_mapping
 from vqkern.training.ranks import random_state, seed_rank, set_random_state
@@ -23,6 +31,7 @@ FREE = (
     "run.log_every",
     "run.sample_every",
     "run.keep",
+    "log",  # all of it; recipes of earlier versions have none
     "data.micro_batch",
     "data.workers",
     "data.folder",
@@ -188,12 +197,25 @@ class Undo:
             tensor.copy_(copy)
 
 
-def build_adversary(gan: AdversarialSettings) -> Adversary | None:
-    """The discriminator with its loss; None for `discriminator: none`."""
+def build_adversary(
+    gan: AdversarialSettings, features: VisionTransformer | None = None
+) -> Adversary | None:
+    """The discriminator with its loss; None for `discriminator: none`.
+
+    Args:
+        features: Of the dino discriminator, in place of the recipe's file.
+
+    Raises:
+        ValueError: see `load_vit`.
+    """
     if gan.discriminator == "none":
         return None
+    if gan.discriminator == "dino":
+        judge = DinoDiscriminator(load_vit(gan.dino_file) if features is None else features)
+    else:
+        judge = PatchGAN(gan.width, gan.layers)
     return Adversary(
-        PatchGAN(gan.width, gan.layers),
+        judge,
         kind=gan.kind,
         augment=DiffAugment(gan.augment) if gan.augment else None,
         strong=DiffAugment(AUGMENTATIONS),

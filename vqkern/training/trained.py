@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vqkern.metrics import quantization_error
+from vqkern.quantizers.projected import Projector
 from vqkern.tokenizers import Tokenizer
 from vqkern.training.recipe import TRAINERS
 
@@ -62,15 +63,24 @@ class Trained(nn.Module):
         return "decoder" in self.parts
 
     def networks(self) -> list[nn.Parameter]:
-        """Parameters of encoder and decoder that gradients move."""
+        """Parameters of encoder, decoder and the quantizer's projectors that gradients move."""
         modules = [getattr(self.tokenizer, n) for n in ("encoder", "decoder") if n in self.parts]
+        modules += self._projectors()
         return [p for module in modules for p in module.parameters() if p.requires_grad]
 
     def code_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the quantizer that gradients move."""
-        quantizer = self.tokenizer.quantizer
-        trained = "quantizer" in self.parts
-        return [p for p in quantizer.parameters() if trained and p.requires_grad]
+        """Parameters of the quantizer that gradients move, but for its projectors'."""
+        if "quantizer" not in self.parts:
+            return []
+        projectors = {id(p) for module in self._projectors() for p in module.parameters()}
+        parameters = self.tokenizer.quantizer.parameters()
+        return [p for p in parameters if p.requires_grad and id(p) not in projectors]
+
+    def _projectors(self) -> list[nn.Module]:
+        """Networks around the codes, which codes' rates would tear apart."""
+        if "quantizer" not in self.parts:
+            return []
+        return [m for m in self.tokenizer.quantizer.modules() if isinstance(m, Projector)]
 
     def last_layer(self) -> nn.Parameter:
         """The weight of the decoder's last convolution, which sees every gradient of an image."""
