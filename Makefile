@@ -27,7 +27,7 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile $(ARGS)
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/compare.py $(ARGS)
