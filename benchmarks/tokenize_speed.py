@@ -26,17 +26,15 @@ from vqkern import build_quantizer
 from vqkern.bench import Case, environment
 from vqkern.data import Crop, CroppedImages, load_photographs, open_source, pack, to_float
 from vqkern.tokenize import tokenize
-from vqkern.tokenizers import ConvConfig, build_tokenizer
+from vqkern.tokenizers import ConvConfig, VQGANConfig, build_tokenizer
 
 SIZE = 256
-# The last two have the convolutions of the public tokenizers' encoders (LlamaGen VQ-16, VAR, LDM:
-# 128 channels times 1, 1, 2, 2, 4, two blocks a scale), without their attention.
-PUBLIC = {"shuffle": 1, "widths": (128, 128, 256, 256, 512), "blocks": (2,) * 5, "groups": 32}
+# The last two are the encoder of LlamaGen's VQ-16 and LDM's vq-f16, at its full size.
 ENCODERS = {
     "demo f8": ConvConfig(latent_dim=8),
     "quarter f16": ConvConfig(16, 4, (128, 256, 512), (2, 2, 2), 32),
-    "public f16, 8 channels": ConvConfig(8, **PUBLIC),
-    "public f16, 16 channels": ConvConfig(16, **PUBLIC),
+    "public f16, 8 channels": VQGANConfig(latent_dim=8),
+    "public f16, 16 channels": VQGANConfig(latent_dim=16),
 }
 
 

@@ -357,9 +357,13 @@ MUTANTS = [
     ),
     Mutant(
         "mmd-always-float32", "alignment", CPU + "squared_mmd.cpp",
-        "if (relative * trust.error > kGradientError * trust.largest) result.trusted = false;",
-        "(void)trust;",
+        "if (error > allowed) result.excess", "if (false) result.excess",
         "float32 rounding is left in gradients that cancel",
+    ),
+    Mutant(
+        "mmd-apart-pulls-by-places", "alignment", CPU + "kernel_sums.inc",
+        "kApart ? sub(value, load(own)) : value", "value",
+        "half of the points are pulled by where the others are, not by differences",
     ),
     Mutant(
         "mmd-mirror-forgotten", "alignment", CPU + "squared_mmd.cpp",

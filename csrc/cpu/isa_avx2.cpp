@@ -161,7 +161,7 @@ inline void narrow(float* p, Wide v) { _mm_storeu_ps(p, _mm256_cvtpd_ps(v)); }
 const ScreenKernels kScreenAvx2 = {
     Format::kFloat32, RowLayout::kByChannel, kRows, kTile, 1, screen, nullptr, nullptr};
 const FmaLoop kFmaLoopAvx2 = {2 * kChains * kLanes, fma_rounds};
-const KernelSumKernels kKernelSumsAvx2 = {pairs, wide::pairs};
+const KernelSumKernels kKernelSumsAvx2 = {pairs<false>, pairs<true>, wide::pairs<false>};
 const MomentKernels kMomentsAvx2 = {kWideTile, centre_rows, gram, map_rows};
 
 }  // namespace vqkern

@@ -147,7 +147,7 @@ inline void place_column(int32_t* out, int64_t word, int first, int lanes, __mma
 const ScreenKernels kScreenAvx512 = {Format::kFloat32, RowLayout::kByChannel, kRows, kTile, 1,
                                      screen,           centre, place<Format::kFloat32>};
 const FmaLoop kFmaLoopAvx512 = {2 * kChains * kLanes, fma_rounds};
-const KernelSumKernels kKernelSumsAvx512 = {pairs, wide::pairs};
+const KernelSumKernels kKernelSumsAvx512 = {pairs<false>, pairs<true>, wide::pairs<false>};
 const MomentKernels kMomentsAvx512 = {kWideTile, centre_rows, gram, map_rows};
 
 }  // namespace vqkern

@@ -155,7 +155,7 @@ inline void narrow(float* p, Wide v) {
 const ScreenKernels kScreenPortable = {
     Format::kFloat32, RowLayout::kByChannel, kRows, kTile, 1, screen, nullptr, nullptr};
 const FmaLoop kFmaLoopPortable = {2 * kChains * kLanes, fma_rounds};
-const KernelSumKernels kKernelSumsPortable = {pairs, wide::pairs};
+const KernelSumKernels kKernelSumsPortable = {pairs<false>, pairs<true>, wide::pairs<false>};
 const MomentKernels kMomentsPortable = {kWideTile, centre_rows, gram, map_rows};
 
 }  // namespace vqkern

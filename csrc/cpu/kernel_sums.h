@@ -2,9 +2,14 @@
 //
 // Points are centred and scaled so that the widest kernel is 2^(a.b - |a|^2 / 2 - |b|^2 / 2). A narrower
 // one is that value's power; where bandwidths are powers of two apart, found by squaring.
+//
+// Rounding of that exponent is in proportion to the norms, which narrow kernels multiply. `apart`, slower by
+// two operations a pair and channel, takes 2^(-bend |a - b|^2) of points that are not centred: what is rounded
+// then is in proportion to the distance.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace vqkern {
 
@@ -15,20 +20,21 @@ struct Ladder {
     int count;
     double rate[kMostBandwidths];  // largest bandwidth / bandwidth, ascending from 1
     int squarings[kMostBandwidths];  // of the term before that give this one; 0: an exponential anew
+    double bend;  // of `apart` alone
 };
 
 // A block of points, and what the points of other blocks pull it by.
 template <typename Scalar>
 struct PointBlock {
     const Scalar* values;   // [dim][kBlock]
-    const Scalar* offsets;  // [kBlock]: -|a|^2 / 2, and -1e30 for padding
+    const Scalar* offsets;  // [kBlock]: -|a|^2 / 2, or 0 in `apart`; -1e30 for padding
     double* pull;           // [dim + 1][kBlock], or null
 };
 
 // All pairs of two blocks:
 //   returns              sum_ij k_ij
 //   b.pull[dim][j]    += sum_i w_ij,  w_ij = sum_l rate_l exp_l
-//   b.pull[d][j]      += sum_i w_ij a_i[d]
+//   b.pull[d][j]      += sum_i w_ij a_i[d], or sum_i w_ij (a_i - b_j)[d] in `apart`
 // and the same for a with i and j exchanged, each where its pull is not null.
 template <typename Scalar>
 using PairSums = double (*)(const PointBlock<Scalar>& a, const PointBlock<Scalar>& b, int64_t dim,
@@ -36,7 +42,7 @@ using PairSums = double (*)(const PointBlock<Scalar>& a, const PointBlock<Scalar
 
 // In float32, where only the sums of 32 pairs leave it, and in float64 throughout.
 struct KernelSumKernels {
-    PairSums<float> single;
+    PairSums<float> single, apart;
     PairSums<double> wide;
 };
 

@@ -11,7 +11,8 @@
 namespace vqkern {
 namespace {
 
-constexpr int kMostSquarings = 6;
+// Squarings since the last exponential: each doubles the relative error.
+constexpr int kMostSquarings = 6, kMostSquaringsApart = 2;
 constexpr double kPadding = -1e30;  // the offset of points that are not there: their kernel is 0
 // A set is cut into at most so many runs of blocks, at places that depend on its size alone; a round pairs
 // each run of one set with one of the other, and a thread goes through such a pair alone.
@@ -21,34 +22,37 @@ constexpr int64_t kNear = 4;  // blocks whose pulls stay in the first-level cach
 // What float32 sums must promise, or they are done again in float64: errors of the gradient relative to its
 // largest entry, and of the value relative to itself, or else to mean k(x, x) + mean k(y, y).
 constexpr double kGradientError = 5e-6, kValueError = 1e-6, kKernelError = 1e-9;
-// The relative error of a float32 weight in units of 2^-24, by itself and for each unit of exponent.
-constexpr double kWeightUnits = 2.0, kOffsetUnits = 1.0;
+// The relative error of a float32 weight in units of 2^-24, by itself and for each unit of exponent. Where the
+// second takes more than kMostUnits, nothing is tried but differences, whose error is their own alone.
+constexpr double kWeightUnits = 2.0, kOffsetUnits = 1.0, kMostUnits = 64.0;
+double units_apart(int64_t dim) { return 8.0 + std::sqrt(dim) / 4; }
 constexpr int64_t kFewPoints = 128;  // float64 costs nothing for so few
 
-Ladder make_ladder(const double* bandwidths, int count) {
+Ladder make_ladder(const double* bandwidths, int count, int most_squarings) {
     std::vector<double> sorted(bandwidths, bandwidths + count);
     std::sort(sorted.begin(), sorted.end(), std::greater<double>());
     Ladder ladder;
     ladder.count = count;
-    int since = 0;  // squarings since the last exponential: each doubles the relative error
+    int since = 0;
     for (int l = 0; l < count; ++l) {
         ladder.rate[l] = sorted[0] / sorted[l];
         const double steps = l == 0 ? 0.0 : std::log2(sorted[l - 1] / sorted[l]);
         const int whole = static_cast<int>(std::lround(steps));
         const bool power = whole > 0 && std::fabs(steps - whole) < 1e-9;
-        since = power && since + whole <= kMostSquarings ? since + whole : 0;
+        since = power && since + whole <= most_squarings ? since + whole : 0;
         ladder.squarings[l] = since == 0 ? 0 : whole;
     }
     return ladder;
 }
 
-// The origin and the unit of length in which the widest kernel is 2^(a.b - |a|^2 / 2 - |b|^2 / 2).
+// The origin and the unit of length in which kernels are found.
 struct Frame {
     std::vector<double> mean;
     double scale;
+    bool apart;  // the points as they are, times a power of two
 };
 
-// Points in blocks, with their offsets -|a|^2 / 2.
+// Points in blocks, with their offsets -|a|^2 / 2, or 0.
 template <typename Scalar>
 struct Points {
     template <typename T>
@@ -71,6 +75,7 @@ struct Points {
                 out[d * kBlock] = value;
                 squared += static_cast<double>(value) * value;
             }
+            if (frame.apart) squared = 0.0;
             offsets[i] = static_cast<Scalar>(i < count ? -squared / 2 : kPadding);
             if (i < count) total += squared / 2;
         }
@@ -100,6 +105,7 @@ struct Pulls {
 template <typename Scalar>
 struct Problem {
     int64_t dim;
+    Frame frame;
     Ladder ladder;
     int threads;
     PairSums<Scalar> pairs;
@@ -181,7 +187,7 @@ Trust write_gradient(const Pulls& own, const Pulls& other, const T* points, int6
         for (int64_t d = 0; d < dim; ++d) {
             const double centred = points[j * dim + d] - frame.mean[d];
             const double pulled = own_factor * p[d * kBlock] + other_factor * q[d * kBlock];
-            const double value = total * centred - pulled / frame.scale;
+            const double value = (frame.apart ? 0.0 : total * centred) - pulled / frame.scale;
             trust.largest = std::max(trust.largest, std::fabs(value));
             grad[j * dim + d] = static_cast<T>(value);
         }
@@ -208,23 +214,33 @@ struct Sets {
     T *x_grad, *y_grad;
 };
 
-// The value, and whether it and the gradients are as right as they are asked to be.
+// The value, the relative error of a weight in units of rounding, and by how much the expected errors of value
+// and gradients exceed what is asked for: none of them, if at most 1.
 struct Result {
-    double value;
-    bool trusted;
+    double value, units, excess;
 };
 
 // In the arithmetic of `Scalar`.
 template <typename Scalar, typename T>
-Result sweep(const Sets<T>& sets, const Frame& frame, const Problem<Scalar>& problem, double rate) {
+Result sweep(const Sets<T>& sets, const Problem<Scalar>& problem, double rate) {
     const auto [x, y, n, m, dim, unbiased, x_grad, y_grad] = sets;
+    const Frame& frame = problem.frame;
     const Points<Scalar> a(x, n, dim, frame), b(y, m, dim, frame);
+    const int bandwidths = problem.ladder.count;
+    // The relative error of a weight: that of its exponent, a difference of numbers of the size of the
+    // offsets, which the narrowest kernel multiplies, or else a sum of `dim` squares.
+    const double narrowest = problem.ladder.rate[bandwidths - 1];
+    const double by_offsets = kOffsetUnits * narrowest * (a.mean_offset + b.mean_offset);
+    const double units = frame.apart ? units_apart(dim) : kWeightUnits + by_offsets;
+    const double beyond = std::numeric_limits<double>::infinity();
+    if (sizeof(Scalar) == sizeof(float) && by_offsets > kMostUnits) return {0.0, beyond, beyond};
+    const double relative = units * std::numeric_limits<Scalar>::epsilon() / 2;
+
     // Pulls within the sets and between them have different weights, and are summed apart.
     const bool to_x = x_grad != nullptr, to_y = y_grad != nullptr;
     Pulls own_x(n, dim, to_x), mixed_x(n, dim, to_x), own_y(m, dim, to_y), mixed_y(m, dim, to_y);
     double xx = pair_sum(problem, a, a, own_x, own_x), yy = pair_sum(problem, b, b, own_y, own_y);
     const double xy = pair_sum(problem, a, b, mixed_x, mixed_y);
-    const int bandwidths = problem.ladder.count;
     if (unbiased) {
         xx -= static_cast<double>(n) * bandwidths;
         yy -= static_cast<double>(m) * bandwidths;
@@ -232,17 +248,14 @@ Result sweep(const Sets<T>& sets, const Frame& frame, const Problem<Scalar>& pro
     const double drop = unbiased ? 1.0 : 0.0;
     const double weight_xx = 1.0 / (n * (n - drop)), weight_yy = 1.0 / (m * (m - drop));
     const double weight_xy = 1.0 / (static_cast<double>(n) * m);
-    Result result = {xx * weight_xx + yy * weight_yy - 2.0 * xy * weight_xy, true};
+    Result result = {xx * weight_xx + yy * weight_yy - 2.0 * xy * weight_xy, units, 0.0};
 
-    // The relative error of a weight: that of its exponent, a difference of numbers of the size of the
-    // offsets, which the narrowest kernel multiplies. Errors of pairs are independent.
-    const double unit = std::numeric_limits<Scalar>::epsilon() / 2;
-    const double narrowest = problem.ladder.rate[bandwidths - 1];
-    const double relative = unit * (kWeightUnits + kOffsetUnits * narrowest * (a.mean_offset + b.mean_offset));
-    // (w |a - b|)^2 <= w L / e in units of the largest bandwidth: x exp(-x) is at most 1 / e.
+    // Errors of pairs are independent. (w |a - b|)^2 <= w L / e in units of the largest bandwidth: x exp(-x)
+    // is at most 1 / e.
     const double spread = bandwidths * std::exp(-1.0) / rate;
     const auto check = [&](const Trust& trust) {
-        if (relative * trust.error > kGradientError * trust.largest) result.trusted = false;
+        const double error = relative * trust.error, allowed = kGradientError * trust.largest;
+        if (error > allowed) result.excess = std::max(result.excess, error / allowed);
     };
     // A point appears on both sides of its own set's sum, hence twice the weight.
     const double other = 4.0 * rate * weight_xy;
@@ -257,7 +270,8 @@ Result sweep(const Sets<T>& sets, const Frame& frame, const Problem<Scalar>& pro
     const double kernels = xx * weight_xx + yy * weight_yy;
     const double pairs = static_cast<double>(std::min(n, m)) * std::min(n, m);
     const double asked = std::max(kValueError * std::fabs(result.value), kKernelError * kernels);
-    if (relative * kernels > asked * std::sqrt(pairs)) result.trusted = false;
+    result.excess = std::max(result.excess, relative * kernels / (asked * std::sqrt(pairs)));
+    if (!std::isfinite(result.value)) result.excess = beyond;  // distances that float32 does not hold
     return result;
 }
 
@@ -274,20 +288,31 @@ MmdResult squared_mmd(const T* x, const T* y, int64_t n, int64_t m, int64_t dim,
         return {nan, false};
     }
     const double rate = 1.0 / *std::max_element(bandwidths, bandwidths + num_bandwidths);
-    Frame frame = {std::vector<double>(dim, 0.0), std::sqrt(2.0 * rate / std::log(2.0))};
+    // Kernels are 2^(a.b - |a|^2 / 2 - |b|^2 / 2), or 2^(-bend |a - b|^2).
+    Frame frame = {std::vector<double>(dim, 0.0), std::sqrt(2.0 * rate / std::log(2.0)), false};
+    const Frame as_it_is = {frame.mean, std::exp2(std::floor(std::log2(frame.scale) - 0.5)), true};
     for (int64_t i = 0; i < n * dim; ++i) frame.mean[i % dim] += x[i];
     for (int64_t i = 0; i < m * dim; ++i) frame.mean[i % dim] += y[i];
     for (double& value : frame.mean) value /= static_cast<double>(n + m);
     const Sets<T> sets = {x, y, n, m, dim, unbiased, x_grad, y_grad};
-    const Ladder ladder = make_ladder(bandwidths, num_bandwidths);
+    const Ladder ladder = make_ladder(bandwidths, num_bandwidths, kMostSquarings);
     threads = std::max(1, threads);
     if (sizeof(T) == sizeof(float) && std::min(n, m) > kFewPoints) {
-        const Problem<float> problem = {dim, ladder, threads, kernels.single};
-        const Result result = sweep(sets, frame, problem, rate);
-        if (result.trusted) return {result.value, false};
+        const Problem<float> centred = {dim, frame, ladder, threads, kernels.single};
+        const Result result = sweep(sets, centred, rate);
+        if (result.excess <= 1.0) return {result.value, false};
+        // Not where the errors would have to shrink by more than their units do.
+        if (std::isinf(result.units) || result.excess * units_apart(dim) <= result.units) {
+            Problem<float> apart = {dim, as_it_is,
+                                    make_ladder(bandwidths, num_bandwidths, kMostSquaringsApart), threads,
+                                    kernels.apart};
+            apart.ladder.bend = rate / (std::log(2.0) * as_it_is.scale * as_it_is.scale);
+            const Result again = sweep(sets, apart, rate);
+            if (again.excess <= 1.0) return {again.value, false};
+        }
     }
-    const Problem<double> problem = {dim, ladder, threads, kernels.wide};
-    return {sweep(sets, frame, problem, rate).value, true};
+    const Problem<double> problem = {dim, frame, ladder, threads, kernels.wide};
+    return {sweep(sets, problem, rate).value, true};
 }
 
 template MmdResult squared_mmd(const float*, const float*, int64_t, int64_t, int64_t, const double*,

@@ -4,12 +4,15 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from vqkern import build_quantizer
-from vqkern.tokenizers import Tiles, VQGANConfig, build_tokenizer
+from vqkern.data import CropSampler, load_photographs, to_float
+from vqkern.tokenizers import ConvConfig, Tiles, VQGANConfig, build_tokenizer
 from vqkern.tokenizers.blocks import ResBlock
 from vqkern.tokenizers.tiles import in_tiles
+from vqkern.training import FromScratch, train_from_scratch
 
 CONFIG = VQGANConfig(
     latent_dim=4, z_channels=4, width=8, multipliers=(1, 2, 2), attention=(2,), blocks=1, groups=4
@@ -144,6 +147,29 @@ def test_tiles_of_a_network_without_norms_are_exact_and_with_them_near():
         torch.testing.assert_close(tiled, decoded, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_trained_tokenizer_in_tiles():
+    """512 x 512 and 2560 x 1440 within what docs/tokenizers.md says; seams go with the halo."""
+    pictures, regions = load_photographs()
+    torch.manual_seed(0)
+    q = build_quantizer("vanilla", dim=8, codebook_size=256, channel_dim=1, commitment=0.024)
+    t = build_tokenizer(ConvConfig(), q)
+    sampler = CropSampler(pictures, regions, 64, 0)
+    train_from_scratch(t, sampler, FromScratch(steps=40, batch=8, start_crops=64))
+    photograph = to_float(pictures[0].pixels)[None]
+    for height, width, size, halo in ((512, 512, 256, 64), (1440, 2560, 512, 128)):
+        x = F.interpolate(photograph, (height, width), mode="bicubic").clamp(-1, 1)
+        with torch.inference_mode():
+            index = t.encode(x)
+            whole = t.decode(index)
+            same, largest = [], []
+            for tiles in (Tiles(size, 0), Tiles(size, halo)):
+                same.append(float((t.encode(x, tiles=tiles) == index).double().mean()))
+                largest.append(float((t.decode(index, tiles=tiles) - whole).abs().max()))
+        assert min(same) > 0.9 and same[1] >= same[0], same
+        assert largest[1] < 0.75 * largest[0] and largest[1] < 0.2, largest
+
+
 def test_tiles_of_any_image():
     t = tokenizer()
     x = images(45, 70, 2)
@@ -177,6 +203,15 @@ def test_decoding_the_first_groups_stages_or_scales(name, parts):
         assert not latents[0][:, 1:].any() and latents[0][:, :1].any()
     with pytest.raises(ValueError, match="first: VectorQuantizer has no groups"):
         tokenizer().decode(tokenizer().encode(x), first=1)
+
+
+def test_multi_scale_maps_are_of_one_size():
+    t = tokenizer("vanilla_var", patch_sizes=(1, 2, 8))
+    with torch.inference_mode():
+        assert t.encode(images(30, 32)).shape == (2, 1 + 4 + 64)  # padded to it
+        for size in ((32, 24), (36, 36), (16, 16)):
+            with pytest.raises(ValueError, match="maps of 8 x 8, the last of patch_sizes"):
+                t.encode(images(*size))
 
 
 def test_indices_out_of_range_and_shapes_are_named():
@@ -224,9 +259,19 @@ def test_compiled_networks_give_the_same():
 
 @pytest.mark.slow
 def test_compiled_by_inductor():
-    t, plain = tokenizer(), tokenizer()
-    t.compile()
-    torch.testing.assert_close(t.latent(images()), plain.latent(images()), rtol=1e-4, atol=1e-5)
+    """Encoder and decoder of both architectures; of batches of two sizes."""
+    small = ConvConfig(latent_dim=4, widths=(16, 16), blocks=(1, 1))
+    for config in (CONFIG, small):
+        t, plain = tokenizer(config=config), tokenizer(config=config)
+        t.compile()
+        for count in (2, 3):
+            x = images(count=count)
+            with torch.no_grad():
+                torch.testing.assert_close(t.latent(x), plain.latent(x), rtol=1e-4, atol=1e-5)
+                latent = plain.latent(x)
+                whole, compiled = plain.decode_latent(latent), t.decode_latent(latent)
+            torch.testing.assert_close(compiled, whole, rtol=1e-4, atol=1e-4)
+        assert torch.equal(t.encode(x), t.quantizer.encode(t.latent(x)))
 
 
 def test_channels_last_throughout():

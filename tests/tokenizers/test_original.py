@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizer_cases import CASES, TINY, case, drawn, manifests, tiny_file
+from tokenizer_cases import (
+    CASES,
+    GOLDEN_FOLDER,
+    LARGE,
+    TINY,
+    case,
+    drawn,
+    manifests,
+    tiny_file,
+)
 
 from vqkern import build_quantizer
 from vqkern.tokenizers import (
@@ -26,14 +35,21 @@ def relative(result, truth):
 
 
 def loaded(folder: Path, name: str) -> Tokenizer:
-    form, patch_sizes = CASES[name]
+    form, patch_sizes = (CASES | LARGE)[name]
     state = case(name)[0]
     wrapper = FORMATS[form].writes
     torch.save(state if wrapper is None else {wrapper: state, "step": 3}, folder / "public.pt")
     return from_original(form, folder / "public.pt", patch_sizes=patch_sizes)
 
 
-@pytest.fixture(scope="module", params=CASES)
+def large(name):
+    marks = [pytest.mark.slow]
+    if not GOLDEN_FOLDER:
+        marks.append(pytest.mark.skip(reason="VQKERN_GOLDEN names no folder of golden data"))
+    return pytest.param(name, marks=marks)
+
+
+@pytest.fixture(scope="module", params=[*CASES, *map(large, LARGE)])
 def public(request, tmp_path_factory):
     name = request.param
     return name, loaded(tmp_path_factory.mktemp(name), name)
@@ -65,7 +81,7 @@ def test_latents_indices_and_images_are_the_public_programs(public):
 def test_written_back_bit_for_bit(public, tmp_path):
     name, t = public
     state = case(name)[0]
-    form = FORMATS[CASES[name][0]]
+    form = FORMATS[(CASES | LARGE)[name][0]]
     t.to_original(tmp_path / "back.pt")
     assert [p.name for p in tmp_path.iterdir()] == ["back.pt"]
     back = torch.load(tmp_path / "back.pt", weights_only=True)

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from image_files import encoded, tar_bytes
 from PIL import Image
 
-from vqkern.training.batches import FolderSamples, Share, Unreadable, micro_batches
+from vqkern.data import Crop, CroppedImages, EpochSampler, Loader, open_source, pack, to_float
+from vqkern.training.batches import Share, Unreadable, micro_batches, training_samples
+from vqkern.training.evaluate import folder_images
 from vqkern.training.recipe import DataSettings
 
 
@@ -17,24 +20,28 @@ def folder(tmp_path):
     return tmp_path
 
 
+def samples_of(folder, flip, seed):
+    return training_samples(DataSettings(folder=str(folder), crop=16, flip=flip), seed)
+
+
 def greys(images):
     return [round(float((image.mean() + 1) * 12.75)) for image in images]
 
 
 def test_every_image_comes_once_an_epoch_in_an_order_of_its_own(folder):
-    samples = FolderSamples(str(folder), 16, flip=True, seed=0)
+    samples = samples_of(folder, flip=True, seed=0)
     epochs = [greys(samples[n] for n in range(9 * e, 9 * e + 9)) for e in range(3)]
     assert all(sorted(epoch) == list(range(1, 10)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     assert samples[3].shape == (3, 16, 16)
-    other = FolderSamples(str(folder), 16, flip=True, seed=1)
+    other = samples_of(folder, flip=True, seed=1)
     assert epochs[0] != greys(other[n] for n in range(9))
 
 
 def test_an_image_is_a_function_of_its_number(folder):
     noise = torch.randint(256, (50, 60, 3), dtype=torch.uint8).numpy()
     Image.fromarray(noise).save(folder / "noise.png")
-    first, second = (FolderSamples(str(folder), 16, flip=True, seed=0) for _ in range(2))
+    first, second = (samples_of(folder, flip=True, seed=0) for _ in range(2))
     forward = [first[n] for n in range(20)]
     backward = [second[n] for n in reversed(range(20))][::-1]
     assert all(torch.equal(a, b) for a, b in zip(forward, backward, strict=True))
@@ -44,7 +51,7 @@ def test_an_image_is_a_function_of_its_number(folder):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ranks_together_read_the_batches_of_one(folder, workers):
-    samples = FolderSamples(str(folder), 16, flip=False, seed=0)
+    samples = samples_of(folder, flip=False, seed=0)
 
     def read(ranks, size):
         shares = [Share.of(DataSettings(batch=6, micro_batch=size), r, ranks) for r in range(ranks)]
@@ -62,7 +69,7 @@ def test_ranks_together_read_the_batches_of_one(folder, workers):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_comes_as_its_message(folder, workers):
-    samples = FolderSamples(str(folder), 16, flip=False, seed=0)
+    samples = samples_of(folder, flip=False, seed=0)
     (folder / "4.png").write_bytes(b"not an image")
     share = Share.of(DataSettings(batch=9), 0, 1)
     batch = next(micro_batches(samples, share, range(1), workers))
@@ -70,7 +77,34 @@ def test_an_unreadable_image_comes_as_its_message(folder, workers):
 
 
 def test_reading_draws_no_random_number_of_the_training(folder):
-    samples = FolderSamples(str(folder), 16, flip=True, seed=0)
+    samples = samples_of(folder, flip=True, seed=0)
     before = torch.get_rng_state()
     list(micro_batches(samples, Share.of(DataSettings(batch=4), 0, 1), range(2), 1))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_shards_are_trained_on_like_the_folder_that_they_were_packed_from(folder, tmp_path_factory):
+    shards = tmp_path_factory.mktemp("shards")
+    pack(CroppedImages(open_source(folder), Crop("adm", 18)), shards)
+    samples = samples_of(shards, flip=False, seed=0)
+    assert sorted(greys(samples[n] for n in range(9))) == list(range(1, 10))
+    loader = Loader(samples.images, EpochSampler(9, batch_size=4, seed=0))
+    batch = next(iter(loader))
+    assert torch.equal(to_float(batch.images), torch.stack([samples[n] for n in range(4)]))
+
+
+def test_evaluation_takes_every_image_or_none(folder):
+    batches = list(folder_images(str(folder), 16, 4))
+    assert [len(batch) for batch in batches] == [4, 4, 1]
+    assert greys(torch.cat(batches)) == list(range(1, 10))
+    (folder / "4.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match="4.png"):
+        list(folder_images(str(folder), 16, 4))
+
+
+def test_members_that_were_left_out_are_named(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tar") / "a.tar"
+    path.write_bytes(tar_bytes(("good.png", encoded(0)), ("../bad.png", encoded(1))))
+    for read in (lambda: samples_of(path, False, 0), lambda: list(folder_images(path, 16, 4))):
+        with pytest.raises(ValueError, match=r"bad.png.*contains '..'.*vqkern data pack"):
+            read()

@@ -9,16 +9,21 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vqkern.data import CropSampler, list_images, load_photographs, read_image, to_float
+from vqkern.data import (
+    Crop,
+    CroppedImages,
+    CropSampler,
+    Damage,
+    EpochSampler,
+    load_photographs,
+    open_source,
+    to_float,
+)
 from vqkern.training.recipe import DataSettings
-
-RESIZE = 1.125  # of the crop, for the shorter side
 
 
 class Samples(Protocol):
@@ -38,44 +43,48 @@ class PictureSamples:
         return self.sampler.batch(number, 1)[0].contiguous()
 
 
-class FolderSamples:
-    """Random crops of a folder's images, each image once an epoch, in an order of its own.
+def every_image_of(path: str, crop: Crop, seed: int = 0) -> CroppedImages:
+    """The images of a path, all of them: figures and orders of a run are those of a whole set.
 
     Raises:
-        ValueError: the folder holds no image.
+        ValueError: see `open_source`; something there was left out when it was listed.
+    """
+    images = CroppedImages(open_source(path), crop, seed)
+    for damage in images.source.rejected:
+        raise ValueError(
+            f"data {path!r}: {damage.name!r}: {damage.reason}; `vqkern data pack` leaves it out"
+        )
+    return images
+
+
+class SourceSamples:
+    """A source's images, each once an epoch: `vqkern.data`'s order of a seed, and its crops.
+
+    Args:
+        images: What is read and how it is cropped. Its seed is that of the order too.
     """
 
-    def __init__(self, folder: str, crop: int, flip: bool, seed: int) -> None:
-        self.files = list_images(folder)
-        self.crop, self.flip, self.seed = crop, flip, seed
-        self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
+    def __init__(self, images: CroppedImages) -> None:
+        self.images = images
+        self.order = EpochSampler(len(images), batch_size=1, seed=images.seed)
 
     def __getitem__(self, number: int) -> Tensor:
-        epoch, place = divmod(number, len(self.files))
-        if epoch != self._epoch:
-            rng = np.random.default_rng((self.seed, epoch))
-            self._epoch, self._order = epoch, rng.permutation(len(self.files))
-        pixels = read_image(self.files[self._order[place]])
-        height, width = pixels.shape[1:]
-        scale = self.crop * RESIZE / min(height, width)
-        size = [max(self.crop, round(side * scale)) for side in (height, width)]
-        image = F.interpolate(
-            to_float(pixels)[None], size, mode="bicubic", antialias=True, align_corners=False
-        )[0].clamp_(-1, 1)
-        rng = np.random.default_rng((self.seed, epoch, place))
-        top, left = (int(rng.integers(side - self.crop + 1)) for side in size)
-        image = image[:, top : top + self.crop, left : left + self.crop]
-        return image.flip(2) if self.flip and rng.random() < 0.5 else image.contiguous()
+        (key,) = self.order.keys(number)
+        pixels = self.images.read(key.number, self.images.draws(key))
+        if isinstance(pixels, Damage):
+            raise ValueError(pixels.reason)
+        return to_float(torch.tensor(pixels).permute(2, 0, 1)).contiguous()
 
 
 def training_samples(data: DataSettings, seed: int) -> Samples:
     """The images that a recipe names.
 
     Raises:
-        ValueError: see `load_photographs`, `list_images` and `CropSampler`.
+        ValueError: see `load_photographs`, `every_image_of` and `CropSampler`.
     """
     if data.folder is not None:
-        return FolderSamples(data.folder, data.crop, data.flip, seed)
+        crop = Crop("var_random", data.crop, data.flip)
+        return SourceSamples(every_image_of(data.folder, crop, seed))
     pictures, regions = load_photographs()
     return PictureSamples(CropSampler(pictures, regions, data.crop, seed))
 

@@ -4,7 +4,7 @@ Of the images PSNR and SSIM; with --inception rFID and the Inception Score, with
 Their networks are files that have to be there already.
 
 Without --data the images are the regions of the five photographs that training never sees. With
-it they are a folder's: resized so that the shorter side is --size (bicubic), centre cropped.
+it they are a folder's, or those of tar shards or volumes, cropped to --size as the protocol does.
 """
 
 import argparse
@@ -13,10 +13,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vqkern.data import list_images, load_photographs, read_image, to_float
+from vqkern.data import Crop, load_photographs, ordered_batches, to_float
 from vqkern.losses.perceptual import LPIPS_FILES, load_lpips
 from vqkern.metrics import (
     PROTOCOLS,
@@ -30,6 +29,7 @@ from vqkern.metrics import (
 from vqkern.public_files import sha256_of
 from vqkern.quantizers import Usage
 from vqkern.tokenizers import Tokenizer, from_pretrained
+from vqkern.training.batches import every_image_of
 from vqkern.training.build import pretrained_folder
 
 
@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     if args.data is None:
         images, described = held_out_photographs(), "held-out regions of the photographs"
     else:
-        images, described = folder_images(args.data, args.size, args.batch), args.data
+        crop = protocol_named(args.protocol).crop
+        images, described = folder_images(args.data, args.size, args.batch, crop), args.data
     device = device_of(args.device)
     lpips = None if args.lpips is None else Lpips(args.lpips, args.protocol, device)
     inception = None if args.inception is None else InceptionScores(args.inception, device)
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         tokenizer.to(device), images, args.protocol, lpips=lpips, inception=inception
     )
     figures["data"] = described
-    figures["crop"] = "none" if args.data is None else f"shorter side and centre {args.size}"
+    figures["crop"] = "none" if args.data is None else f"{crop} {args.size}"
     path = Path(args.run_folder) / f"eval-{args.protocol}.json"
     path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     for name, value in figures.items():
@@ -170,23 +171,19 @@ def held_out_photographs() -> Iterator[Tensor]:
     yield to_float(torch.stack(cut))
 
 
-def folder_images(folder: str, size: int, batch: int) -> Iterator[Tensor]:
-    """All images of a folder, by name, in batches [<= batch, 3, size, size]."""
-    files = list_images(folder)
-    for start in range(0, len(files), batch):
-        yield torch.stack([centre_crop(read_image(f), size) for f in files[start : start + batch]])
+def folder_images(folder: str, size: int, batch: int, crop: str = "adm") -> Iterator[Tensor]:
+    """All images of a source under a named crop, in batches [<= batch, 3, size, size].
 
-
-def centre_crop(pixels: Tensor, size: int) -> Tensor:
-    """uint8 [3, H, W] to float32 [3, size, size]: shorter side to `size`, then the centre."""
-    height, width = pixels.shape[1:]
-    scale = size / min(height, width)
-    sides = [max(size, round(side * scale)) for side in (height, width)]
-    image = to_float(pixels)[None]
-    if sides != [height, width]:
-        image = F.interpolate(image, sides, mode="bicubic", antialias=True).clamp(-1, 1)
-    top, left = ((side - size) // 2 for side in sides)
-    return image[0, :, top : top + size, left : left + size]
+    Raises:
+        ValueError: see `every_image_of`; an image cannot be read.
+    """
+    images = every_image_of(folder, Crop(crop, size))
+    numbers = range(len(images))
+    cut = [list(numbers[start : start + batch]) for start in range(0, len(images), batch)]
+    for part in ordered_batches(images, cut):
+        if part.damaged:
+            raise ValueError(part.damaged[0].reason)
+        yield to_float(part.images)
 
 
 def _flat(usage: Usage | list) -> Iterator[Usage]:

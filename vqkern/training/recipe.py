@@ -54,10 +54,10 @@ class DataSettings:
     """Training images.
 
     Attributes:
-        folder: Of images; None: the five photographs that come with scikit-image, without the
-            regions held out for evaluation.
+        folder: Of images, tar shards or volumes (`vqkern.data.open_source`); None: the five
+            photographs that come with scikit-image, without the regions held out for evaluation.
         crop: Side of the random crops in pixels; a folder's images are first resized so that the
-            shorter side is 1.125 times that, as VAR does.
+            shorter side is 1.125 times that, as VAR does (`var_random`).
         flip: Mirrors half of a folder's crops.
         batch: Images a step, over all ranks and accumulated micro-batches.
         micro_batch: Images that a rank takes at once; None: all of its part.

@@ -50,13 +50,14 @@ def squared_mmd(
 
     Numerics:
         Points are centred on their common mean; memory grows with N + M. "torch" works in float64.
-        "cpp" takes float32 points in float32, sums of more than 32 pairs in float64; it estimates
-        what rounding does to the difference of the two sets' pulls, and where that may exceed 1e-5
-        of the largest gradient, or 1e-6 of the value and 1e-9 of the means that cancel in it, it
-        sweeps again in float64 (two to four times as long): small sets, sets that nearly agree
-        point by point, modes far apart. "triton" works in float32 with float64 sums: its gradients
-        are within 1e-5 of the pulls that cancel. The same inputs give the same bits. A non-finite
-        point gives a non-finite value.
+        "cpp" takes float32 points in float32, sums of more than 32 pairs in float64, by products of
+        centred points, or by differences (half as long again) where kernels are so narrow that the
+        products' rounding would show. It estimates what rounding does to the difference of the two
+        sets' pulls, and where that may exceed 1e-5 of the largest gradient, or 1e-6 of the value
+        and 1e-9 of the means that cancel in it, it sweeps again in float64 (two to four times as
+        long): small sets, sets that nearly agree point by point. "triton" works in float32 with
+        float64 sums: its gradients are within 1e-5 of the pulls that cancel. The same inputs give
+        the same bits. A non-finite point gives a non-finite value.
     """
     require_float("squared_mmd", "x", x)
     require_float("squared_mmd", "y", y)
