@@ -166,10 +166,13 @@ def test_eval_writes_all_figures_with_what_they_are(
     figures = json.loads((tmp_path / "run/eval-vq-transplant.json").read_text())
     assert figures["images"] == 10 and figures["protocol"] == "vq-transplant"
     assert figures["protocol_pixels"] == "floats" and figures["protocol_crop"] == "adm"
-    assert "48" in figures["crop"]
+    assert figures["crop"] == "adm 48"
     assert figures["rfid"] > 0 and figures["lpips"] > 0
     assert figures["inception_score"] == 1  # ten splits of a single image
     assert figures["lpips_network"] == "alex"
     assert figures["lpips_sha256"] == lpips[0].sha256
     assert figures["inception_sha256"] == inception[0].sha256
     assert f"{figures['rfid']:.6g}" in capsys.readouterr().out
+    assert main(["eval", str(tmp_path / "run"), "--protocol", "fvq", *more[:6]]) == 0
+    figures = json.loads((tmp_path / "run/eval-fvq.json").read_text())
+    assert figures["crop"] == "center 48" and "rfid" not in figures and "lpips" not in figures

@@ -4,7 +4,7 @@ Of the images PSNR and SSIM; with --inception rFID and the Inception Score, with
 Their networks are files that have to be there already.
 
 Without --data the images are the regions of the five photographs that training never sees. With
-it they are a folder's, or those of tar shards or volumes, cropped to --size as `adm` does.
+it they are a folder's, or those of tar shards or volumes, cropped to --size as the protocol does.
 """
 
 import argparse
@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     if args.data is None:
         images, described = held_out_photographs(), "held-out regions of the photographs"
     else:
-        images, described = folder_images(args.data, args.size, args.batch), args.data
+        crop = protocol_named(args.protocol).crop
+        images, described = folder_images(args.data, args.size, args.batch, crop), args.data
     device = device_of(args.device)
     lpips = None if args.lpips is None else Lpips(args.lpips, args.protocol, device)
     inception = None if args.inception is None else InceptionScores(args.inception, device)
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         tokenizer.to(device), images, args.protocol, lpips=lpips, inception=inception
     )
     figures["data"] = described
-    figures["crop"] = "none" if args.data is None else f"adm {args.size}"
+    figures["crop"] = "none" if args.data is None else f"{crop} {args.size}"
     path = Path(args.run_folder) / f"eval-{args.protocol}.json"
     path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     for name, value in figures.items():
@@ -170,13 +171,13 @@ def held_out_photographs() -> Iterator[Tensor]:
     yield to_float(torch.stack(cut))
 
 
-def folder_images(folder: str, size: int, batch: int) -> Iterator[Tensor]:
-    """All images of a source, cropped as `adm` does, in batches [<= batch, 3, size, size].
+def folder_images(folder: str, size: int, batch: int, crop: str = "adm") -> Iterator[Tensor]:
+    """All images of a source under a named crop, in batches [<= batch, 3, size, size].
 
     Raises:
         ValueError: see `every_image_of`; an image cannot be read.
     """
-    images = every_image_of(folder, Crop("adm", size))
+    images = every_image_of(folder, Crop(crop, size))
     numbers = range(len(images))
     cut = [list(numbers[start : start + batch]) for start in range(0, len(images), batch)]
     for part in ordered_batches(images, cut):
