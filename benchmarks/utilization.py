@@ -1,7 +1,9 @@
-"""How much of a codebook is used: four parametrisations, through the annealing of the rate.
+r"""How much of a codebook is used: four parametrisations, through the annealing of the rate.
 
     python benchmarks/utilization.py --jobs 8             # four minutes on 16 cores
     python benchmarks/utilization.py --sizes 1024 --steps 200    # a trial of a minute
+    python benchmarks/utilization.py --sizes 16384 --steps 600 --points 12 --held 524288 \
+        --codes fvq linear --jobs 2 --out utilization_16k_cpu.csv    # 32 features a code
 
 FVQ's figure 3 at a small size. Features are patches of photographs, 8 x 8 pixels projected to 16
 whitened channels; they stand still, and the codebook loss alone moves the codes: a free table, a
@@ -167,12 +169,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Left: ends of the annealed runs against the number of codes; right: the largest, in time."""
+    """Left, if there are several sizes: ends of the annealed runs against the number of codes;
+    right: the largest, in time."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
     sizes = sorted({row["k"] for row in rows})
+    panels = 2 if len(sizes) > 1 else 1
+    figure = Figure(figsize=(4.5 * panels, 3.6), layout="constrained")
+    *first, right = figure.subplots(1, panels, squeeze=False)[0]
 
     def line(axes, own: list[dict], x: str, **style) -> None:
         axes.plot([r[x] for r in own], [100 * r["utilization"] for r in own], **style)
@@ -184,22 +188,26 @@ def draw(rows: list[dict], path: Path) -> None:
         ends = sorted(
             (r for r in own if r["annealed"] and r["step"] == r["steps"]), key=lambda r: r["k"]
         )
-        line(left, ends, "k", color=f"C{number}", label=LABELS[kind], marker="o")
+        for left in first:
+            line(left, ends, "k", color=f"C{number}", marker="o")
         for annealed, dash in ((True, "-"), (False, ":")):
             part = [r for r in own if r["k"] == sizes[-1] and r["annealed"] == annealed]
-            line(right, part, "step", color=f"C{number}", linestyle=dash)
+            label = LABELS[kind] if annealed else None
+            line(right, part, "step", color=f"C{number}", linestyle=dash, label=label)
     drawn = sorted((r for r in rows if r["codes"] == "drawn"), key=lambda r: r["k"])
-    line(left, drawn, "k", color="0.5", linestyle="--", label="features as codes")
-    right.axhline(100 * drawn[-1]["utilization"], color="0.5", linestyle="--")
-    for axes in (left, right):
+    features = {"color": "0.5", "linestyle": "--"}
+    right.axhline(100 * drawn[-1]["utilization"], **features, label="features as codes")
+    right.set_xlabel(f"step, {sizes[-1]:,} codes (dotted: rate not annealed)")
+    for left in first:
+        line(left, drawn, "k", **features)
+        left.set_xscale("log", base=2)
+        left.set_xticks(sizes, [f"{k:,}" for k in sizes])
+        left.set_xlabel("codes, at the end of training")
+    for axes in (*first, right):
         axes.set_ylim(0, 102)
         axes.set_ylabel("codes hit, %")
         axes.grid(alpha=0.3)
-    left.set_xscale("log", base=2)
-    left.set_xticks(sizes, [f"{k:,}" for k in sizes])
-    left.set_xlabel("codes, at the end of training")
-    right.set_xlabel(f"step, {sizes[-1]:,} codes (dotted: rate not annealed)")
-    left.legend(fontsize=8)
+    (first or [right])[0].legend(*right.get_legend_handles_labels(), fontsize=8)
     figure.savefig(path, dpi=110)
 
 
