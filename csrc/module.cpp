@@ -160,10 +160,9 @@ py::tuple masked_difference(Address a, int64_t a_stride, Address b, int64_t b_st
     vqkern::SquaredDifference result;
     {
         py::gil_scoped_release release;
-        result = vqkern::masked_difference(pointer<const float>(a), a_stride,
-                                           pointer<const float>(b), b_stride,
-                                           pointer<const bool>(valid), n, dim,
-                                           pointer<float>(difference), threads);
+        result = vqkern::masked_difference(
+            pointer<const float>(a), a_stride, pointer<const float>(b), b_stride,
+            pointer<const bool>(valid), n, dim, pointer<float>(difference), threads);
     }
     return py::make_tuple(result.sum, result.rows);
 }
@@ -193,7 +192,8 @@ void ema_step(Address count, Address total, float weight, int64_t k, int64_t dim
               Address totals, Address codes, int threads) {
     py::gil_scoped_release release;
     vqkern::ema_step(pointer<const float>(count), pointer<const float>(total), weight, k, dim,
-                     pointer<float>(counts), pointer<float>(totals), pointer<float>(codes), threads);
+                     pointer<float>(counts), pointer<float>(totals), pointer<float>(codes),
+                     threads);
 }
 
 double fma_peak(int threads, double seconds) {
@@ -245,21 +245,21 @@ PYBIND11_MODULE(_native, module) {
     module.def("unit_rows", &unit_rows, py::arg("rows"), py::arg("n"), py::arg("dim"),
                py::arg("unit"), py::arg("largest"), py::arg("norm"), py::arg("threads"));
     module.def("unit_rows_slope", &unit_rows_slope, py::arg("grad"), py::arg("unit"),
-               py::arg("largest"), py::arg("norm"), py::arg("n"), py::arg("dim"),
-               py::arg("slope"), py::arg("threads"));
+               py::arg("largest"), py::arg("norm"), py::arg("n"), py::arg("dim"), py::arg("slope"),
+               py::arg("threads"));
     module.def("masked_difference", &masked_difference, py::arg("a"), py::arg("a_stride"),
                py::arg("b"), py::arg("b_stride"), py::arg("valid"), py::arg("n"), py::arg("dim"),
                py::arg("difference"), py::arg("threads"));
     module.def("bit_strings", &bit_strings, py::arg("logits"), py::arg("stride"), py::arg("valid"),
                py::arg("n"), py::arg("bits"), py::arg("strings"), py::arg("threads"));
     module.def("bit_strings_slope", &bit_strings_slope, py::arg("logits"), py::arg("stride"),
-               py::arg("valid"), py::arg("n"), py::arg("bits"), py::arg("strings"),
-               py::arg("grad"), py::arg("slope"), py::arg("threads"));
+               py::arg("valid"), py::arg("n"), py::arg("bits"), py::arg("strings"), py::arg("grad"),
+               py::arg("slope"), py::arg("threads"));
     module.def("bit_entropy", &bit_entropy, py::arg("logits"), py::arg("valid"), py::arg("n"),
                py::arg("dim"), py::arg("threads"));
     module.def("ema_step", &ema_step, py::arg("count"), py::arg("total"), py::arg("weight"),
-               py::arg("k"), py::arg("dim"), py::arg("counts"), py::arg("totals"),
-               py::arg("codes"), py::arg("threads"));
+               py::arg("k"), py::arg("dim"), py::arg("counts"), py::arg("totals"), py::arg("codes"),
+               py::arg("threads"));
     module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("seconds") = 0.2,
                "GFLOP/s of float32 multiply-adds in registers.");
     module.attr("most_bandwidths") = vqkern::kMostBandwidths;

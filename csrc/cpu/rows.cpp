@@ -140,7 +140,8 @@ void unit_rows(const float* rows, int64_t n, int64_t dim, float* unit, float* la
             const float scale = largest_magnitude(row, dim);
             largest[i] = norm[i] = 1.0f;
             if (!std::isfinite(scale) || scale == 0.0f) {
-                std::fill_n(out, dim, scale == 0.0f ? 0.0f : std::numeric_limits<float>::quiet_NaN());
+                std::fill_n(out, dim,
+                            scale == 0.0f ? 0.0f : std::numeric_limits<float>::quiet_NaN());
                 continue;
             }
             for (int64_t d = 0; d < dim; ++d) out[d] = row[d] / scale;
@@ -219,8 +220,8 @@ void bit_strings(const float* logits, int64_t stride, const bool* valid, int64_t
     });
 }
 
-void bit_strings_slope(const float* logits, int64_t stride, const bool* valid, int64_t n, int64_t bits,
-                       const float* strings, float* grad, float* slope, int threads) {
+void bit_strings_slope(const float* logits, int64_t stride, const bool* valid, int64_t n,
+                       int64_t bits, const float* strings, float* grad, float* slope, int threads) {
     const int64_t size = int64_t{1} << bits;
     each_block(n, threads, [&](int64_t, int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
