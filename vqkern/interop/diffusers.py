@@ -1,15 +1,13 @@
-"""diffusers' `VectorQuantizer`, the one inside its `VQModel`."""
+"""diffusers' `VectorQuantizer`, the one inside its `VQModel`: taming's with other names."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .adapter import Adapter, embedding_refusal, only_has, spread_like
-from .table import entry, per_item, quantize_map, require_map, uniform_table
+from .taming import VectorQuantizer2, quantize
 
 
-class VectorQuantizer(Adapter):
+class VectorQuantizer(VectorQuantizer2):
     """Vector quantization of feature maps [B, vq_embed_dim, H, W].
 
     Args:
@@ -36,38 +34,12 @@ class VectorQuantizer(Adapter):
         sane_index_shape: bool = False,
         legacy: bool = True,
     ) -> None:
-        super().__init__()
-        if remap is not None:
-            raise ValueError(f"VectorQuantizer: remap must be None here, got {remap!r}")
-        self.n_e, self.vq_embed_dim, self.beta, self.legacy = n_e, vq_embed_dim, beta, legacy
-        self.remap, self.re_embed, self.sane_index_shape = None, n_e, sane_index_shape
-        self.embedding = uniform_table(n_e, vq_embed_dim)
+        super().__init__(n_e, vq_embed_dim, beta, remap, unknown_index, sane_index_shape, legacy)
+        self.vq_embed_dim = vq_embed_dim
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
         """(z_q like z, loss, (None, None, index)); the loss is not 0 in eval mode.
 
         A position that is not finite gets index -1 and NaN, and counts nowhere.
         """
-        weight = self.embedding.weight
-        require_map("VectorQuantizer", "z", z, weight.shape[1])
-        quantized, loss, index = quantize_map(z, weight, self.beta, legacy=self.legacy)
-        if self.sane_index_shape:
-            index = index.reshape(len(z), *z.shape[2:])
-        return quantized, loss, (None, None, index)
-
-    def get_codebook_entry(self, indices: Tensor, shape: tuple | None) -> Tensor:
-        """The codes behind indices [B H W], as [B, C, H, W] where shape is (B, H, W, C)."""
-        table = self.embedding.weight
-        return entry("VectorQuantizer", table, indices, shape, first=True, channel_at=3)
-
-    @classmethod
-    def refusal(cls, module: nn.Module) -> str | None:
-        if module.remap is not None:
-            return "option remap is not supported"
-        return embedding_refusal(module, (module.n_e, module.vq_embed_dim)) or only_has(
-            module, "embedding.weight"
-        )
-
-    @classmethod
-    def example(cls, module: nn.Module, items: int, generator: torch.Generator) -> Tensor:
-        return per_item(spread_like(module.embedding.weight, items, generator))
+        return quantize(self, z)

@@ -38,7 +38,7 @@ class VectorQuantizer2(Adapter):
     ) -> None:
         super().__init__()
         if remap is not None:
-            raise ValueError(f"VectorQuantizer2: remap must be None here, got {remap!r}")
+            raise ValueError(f"{type(self).__name__}: remap must be None here, got {remap!r}")
         self.n_e, self.e_dim, self.beta, self.legacy = n_e, e_dim, beta, legacy
         self.remap, self.re_embed, self.sane_index_shape = None, n_e, sane_index_shape
         self.embedding = uniform_table(n_e, e_dim)
@@ -59,26 +59,32 @@ class VectorQuantizer2(Adapter):
                 "VectorQuantizer2: temp, rescale_logits and return_logits must be left alone, got "
                 f"{temp!r}, {rescale_logits!r}, {return_logits!r}"
             )
-        weight = self.embedding.weight
-        require_map("VectorQuantizer2", "z", z, weight.shape[1])
-        quantized, loss, index = quantize_map(z, weight, self.beta, legacy=self.legacy)
-        if self.sane_index_shape:
-            index = index.reshape(len(z), *z.shape[2:])
-        return quantized, loss, (None, None, index)
+        return quantize(self, z)
 
     def get_codebook_entry(self, indices: Tensor, shape: tuple | None) -> Tensor:
         """The codes behind indices [B H W], as [B, e_dim, H, W] where shape is (B, H, W, e_dim)."""
         table = self.embedding.weight
-        return entry("VectorQuantizer2", table, indices, shape, first=True, channel_at=3)
+        name = type(self).__name__
+        return entry(name, table, indices, shape, first=True, channel_at=3)
 
     @classmethod
     def refusal(cls, module: nn.Module) -> str | None:
         if module.remap is not None:
             return "option remap is not supported"
-        return embedding_refusal(module, (module.n_e, module.e_dim)) or only_has(
-            module, "embedding.weight"
-        )
+        codes, channels = cls.attributes[:2]
+        shape = (getattr(module, codes), getattr(module, channels))
+        return embedding_refusal(module, shape) or only_has(module, "embedding.weight")
 
     @classmethod
     def example(cls, module: nn.Module, items: int, generator: torch.Generator) -> Tensor:
         return per_item(spread_like(module.embedding.weight, items, generator))
+
+
+def quantize(module: nn.Module, z: Tensor) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
+    """The forward pass of a module with the attributes of `VectorQuantizer2`."""
+    weight = module.embedding.weight
+    require_map(type(module).__name__, "z", z, weight.shape[1])
+    quantized, loss, index = quantize_map(z, weight, module.beta, legacy=module.legacy)
+    if module.sane_index_shape:
+        index = index.reshape(len(z), *z.shape[2:])
+    return quantized, loss, (None, None, index)
