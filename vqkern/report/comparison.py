@@ -109,7 +109,7 @@ def write_comparison(
         header(
             "vqkern report",
             title,
-            "Curves and last figures are of training batches. Evaluate runs with `vqkern eval` on "
+            "Curves and last figures are of training batches. Evaluate runs with vqkern eval on "
             "one set of images before you compare them.",
             (warnings if unfinished else []) + [html.escape(problem) for problem in problems],
         ),
