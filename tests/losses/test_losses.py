@@ -105,9 +105,7 @@ def test_augmentation_with_a_probability_leaves_some_batches_alone():
 
 def test_discriminator_learns_and_its_gradient_stops_at_the_fakes():
     torch.manual_seed(0)
-    adversary = Adversary(
-        PatchGAN(8, 2), strong=DiffAugment(), bcr_weight=0.1, lecam_weight=0.01
-    )
+    adversary = Adversary(PatchGAN(8, 2), strong=DiffAugment(), bcr_weight=0.1, lecam_weight=0.01)
     fake = (images(side=32) * 0.2).requires_grad_()
     optimizer = torch.optim.Adam(adversary.parameters(), 1e-3)
     losses = []

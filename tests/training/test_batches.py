@@ -56,8 +56,11 @@ def test_ranks_together_read_the_batches_of_one(folder, workers):
     def read(ranks, size):
         shares = [Share.of(DataSettings(batch=6, micro_batch=size), r, ranks) for r in range(ranks)]
         rows = [list(micro_batches(samples, s, range(2, 4), workers)) for s in shares]
-        steps = [[m for row in rows for m in row[s * k : (s + 1) * k]] for s in range(2)
-                 for k in [shares[0].count]]
+        steps = [
+            [m for row in rows for m in row[s * k : (s + 1) * k]]
+            for s in range(2)
+            for k in [shares[0].count]
+        ]
         return [torch.cat(step) for step in steps]
 
     alone = read(1, None)
