@@ -50,7 +50,7 @@ class Run:
 
 
 RUNS = {
-    "base": Run("photographs-base", early=(200,)),
+    "base": Run("photographs-base", early=(500,)),
     "stage-1": Run("photographs-stage-1", "base", (0,)),
     "stage-2": Run("photographs-stage-2", "stage-1"),
     "joint": Run("photographs-stage-2-joint", "stage-1"),
