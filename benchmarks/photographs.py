@@ -3,10 +3,12 @@
     python benchmarks/photographs.py --threads 1            # all of it; goes on where it stopped
     python benchmarks/photographs.py --runs rq var --seeds 0
 
-Every run starts from its recipe in vqkern/recipes and nothing else but a seed. Measured are the
-held-out regions that `vqkern eval` measures, at the end of a run and at the steps named in RUNS:
-0 is the tokenizer before the first step. Rows go to results/photographs_cpu.csv; rows whose
-recipe, or that of the run they start from, is no longer the same are made anew.
+Every run is its recipe in vqkern/recipes and a seed. Measured is at the end of a run and at the
+steps named in RUNS; 0 is the tokenizer before the first step. quantization_error, psnr and ssim are
+of the held-out regions, as `vqkern eval` gives them; error_crops, utilization and perplexity of
+131,072 tokens of random crops that are neither held out nor those of the training. Rows go to
+results/photographs_cpu.csv; rows whose recipe, or that of the run they start from, is no longer the
+same are made anew.
 """
 
 from __future__ import annotations
@@ -24,20 +26,24 @@ import torch
 from compare import RESULTS, commit
 
 from vqkern.bench import Case, environment
+from vqkern.data import CropSampler, load_photographs
+from vqkern.metrics import quantization_error
+from vqkern.tokenizers import Tokenizer
 from vqkern.training.batches import training_samples
 from vqkern.training.build import build_tokenizer_of
 from vqkern.training.config import load_recipe, to_mapping
 from vqkern.training.engine import CHECKPOINTS, train
-from vqkern.training.evaluate import evaluate, held_out_photographs
+from vqkern.training.evaluate import _flat, evaluate, held_out_photographs
 from vqkern.training.recipe import Recipe
 from vqkern.training.state import FREE, State
 from vqkern.training.trained import Trained
 
 COLUMNS = (
-    "run,seed,step,steps,recipe,start,quantization_error,utilization,perplexity,psnr,ssim,seconds,"
-    "threads,settings,hardware,vqkern,torch,python,system,commit,utc"
+    "run,seed,step,steps,recipe,start,quantization_error,psnr,ssim,error_crops,utilization,"
+    "perplexity,seconds,threads,settings,hardware,vqkern,torch,python,system,commit,utc"
 ).split(",")
-FIGURES = ("quantization_error", "utilization", "perplexity", "psnr", "ssim")
+HELD_OUT = ("quantization_error", "psnr", "ssim")
+CROPS, BATCH, STREAM = 2048, 64, 1  # training draws its crops from stream 0
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,9 @@ def make(name: str, seed: int, folder: Path, out: Path) -> bool:
         return False
     rows = []
     for step in (*run.early, recipe.optim.steps):
-        figures = evaluate(tokenizer_at(recipe, where, step), held_out_photographs())
+        tokenizer = tokenizer_at(recipe, where, step)
+        held_out = evaluate(tokenizer, held_out_photographs())
+        figures = {key: held_out[key] for key in HELD_OUT} | on_crops(tokenizer, recipe)
         rows.append(
             {
                 "run": name,
@@ -144,19 +152,19 @@ def make(name: str, seed: int, folder: Path, out: Path) -> bool:
                 "steps": recipe.optim.steps,
                 "recipe": run.recipe,
                 "start": run.start or "",
-                **{key: f"{figures[key]:.6g}" for key in FIGURES},
+                **{key: f"{value:.6g}" for key, value in figures.items()},
                 "seconds": f"{seconds(where, recipe.data.batch, step):.1f}",
                 "threads": torch.get_num_threads(),
                 "settings": settings(name, seed),
                 **environment(Case(1, 1, 1), commit()),
             }
         )
-        print(f"  step {step}: " + ", ".join(f"{key} {rows[-1][key]}" for key in FIGURES))
+        print(f"  step {step}: " + ", ".join(f"{key} {rows[-1][key]}" for key in figures))
     write(out, rows)
     return True
 
 
-def tokenizer_at(recipe: Recipe, where: Path, step: int):
+def tokenizer_at(recipe: Recipe, where: Path, step: int) -> Tokenizer:
     """The tokenizer of a run after `step` steps, with averaged weights where there are."""
     torch.manual_seed(recipe.run.seed)
     samples = training_samples(recipe.data, recipe.run.seed)
@@ -167,6 +175,26 @@ def tokenizer_at(recipe: Recipe, where: Path, step: int):
         if state.average is not None:
             state.average.swap()
     return tokenizer.eval()
+
+
+@torch.no_grad()
+def on_crops(tokenizer: Tokenizer, recipe: Recipe) -> dict[str, float]:
+    """Quantization error and usage over crops that training does not see."""
+    pictures, regions = load_photographs()
+    sampler = CropSampler(pictures, regions, recipe.data.crop, recipe.run.seed, STREAM)
+    quantizer, error = tokenizer.quantizer, 0.0
+    quantizer.reset_usage()
+    for step in range(CROPS // BATCH):
+        latent = tokenizer.latent(sampler.batch(step, BATCH))
+        quantized, _, _ = quantizer(latent)
+        place = latent[:, : quantized.shape[1]]  # of a variational latent the mean
+        error += float(quantization_error(place, quantized, channel_dim=1)) * BATCH / CROPS
+    usages = list(_flat(quantizer.usage()))
+    return {
+        "error_crops": error,
+        "utilization": statistics.mean(usage.utilization for usage in usages),
+        "perplexity": statistics.mean(usage.perplexity for usage in usages),
+    }
 
 
 def seconds(where: Path, batch: int, step: int) -> float:
@@ -204,14 +232,15 @@ def write(path: Path, new: list[dict]) -> None:
 def summary(rows: list[dict]) -> str:
     """A table in Markdown: means over seeds, the smallest and largest of several in brackets."""
     lines = [
-        "| run | step | seeds | quantization error | utilization | PSNR | SSIM |",
-        "|---|---|---|---|---|---|---|",
+        "| run | step | seeds | error | error, crops | utilization | PSNR | SSIM |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         groups.setdefault((row["run"], row["step"]), []).append(row)
     for (name, step), group in groups.items():
-        cells = [spread(group, "quantization_error", 3), spread(group, "utilization", 1, 100)]
+        cells = [spread(group, "quantization_error", 3), spread(group, "error_crops", 3)]
+        cells += [spread(group, "utilization", 1, 100) + " %"]
         cells += [spread(group, "psnr", 2), spread(group, "ssim", 3)]
         lines.append(f"| {name} | {step} | {len(group)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
