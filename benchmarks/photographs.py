@@ -28,7 +28,7 @@ from compare import RESULTS, commit
 from vqkern.bench import Case, environment
 from vqkern.data import CropSampler, load_photographs
 from vqkern.metrics import quantization_error
-from vqkern.tokenizers import Tokenizer
+from vqkern.tokenizers import Tokenizer, from_pretrained
 from vqkern.training.batches import training_samples
 from vqkern.training.build import build_tokenizer_of
 from vqkern.training.config import load_recipe, to_mapping
@@ -48,11 +48,13 @@ CROPS, BATCH, STREAM = 2048, 64, 1  # training draws its crops from stream 0
 
 @dataclass(frozen=True)
 class Run:
-    """recipe: its name. start: the run whose tokenizer it starts from. early: steps measured."""
+    """recipe: its name. start: the run whose tokenizer it starts from. early: steps measured.
+    codes: a run whose quantizer the result is measured with, too, in a row `NAME with CODES`."""
 
     recipe: str
     start: str | None = None
     early: tuple[int, ...] = ()
+    codes: str | None = None
 
 
 RUNS = {
@@ -60,8 +62,9 @@ RUNS = {
     "stage-1": Run("photographs-stage-1", "base", (0,)),
     "stage-2": Run("photographs-stage-2", "stage-1"),
     "joint": Run("photographs-stage-2-joint", "stage-1"),
-    # What as many decoder steps bring without new codes.
-    "base-decoder": Run("photographs-stage-2", "base"),
+    # As many decoder steps on the base's own codes: what a longer training alone brings, and
+    # whether a decoder that never saw the new codes does as well with them.
+    "base-decoder": Run("photographs-stage-2", "base", codes="stage-1"),
     "rq": Run("photographs-rq", early=(200,)),
     "var": Run("photographs-var", early=(200,)),
     "mgvq": Run("photographs-mgvq", early=(200,)),
@@ -133,23 +136,31 @@ def complete(name: str, seed: int, rows: list[dict]) -> bool:
 def make(name: str, seed: int, folder: Path, out: Path) -> bool:
     """Trains one run, after its start where that is missing, and measures it; False if stopped."""
     run = RUNS[name]
+    for other in filter(None, (run.start, run.codes)):
+        there = place(other, seed, folder) / "tokenizer"
+        if not there.is_dir() and not make(other, seed, folder, out):
+            return False
     start = run.start and place(run.start, seed, folder)
-    if start and not (start / "tokenizer").is_dir() and not make(run.start, seed, folder, out):
-        return False
     recipe, where = recipe_of(name, seed, start), place(name, seed, folder)
     if train(recipe, where).signal is not None:
         return False
+    measured = [(name, step, tokenizer_at(recipe, where, step)) for step in run.early]
+    last = recipe.optim.steps
+    measured.append((name, last, tokenizer_at(recipe, where, last)))
+    if run.codes is not None:
+        other = from_pretrained(place(run.codes, seed, folder) / "tokenizer")
+        both = tokenizer_at(recipe, where, last).transplant(other.quantizer).eval()
+        measured.append((f"{name} with {run.codes}", last, both))
     rows = []
-    for step in (*run.early, recipe.optim.steps):
-        tokenizer = tokenizer_at(recipe, where, step)
+    for label, step, tokenizer in measured:
         held_out = evaluate(tokenizer, held_out_photographs())
         figures = {key: held_out[key] for key in HELD_OUT} | on_crops(tokenizer, recipe)
         rows.append(
             {
-                "run": name,
+                "run": label,
                 "seed": seed,
                 "step": step,
-                "steps": recipe.optim.steps,
+                "steps": last,
                 "recipe": run.recipe,
                 "start": run.start or "",
                 **{key: f"{value:.6g}" for key, value in figures.items()},
@@ -159,7 +170,8 @@ def make(name: str, seed: int, folder: Path, out: Path) -> bool:
                 **environment(Case(1, 1, 1), commit()),
             }
         )
-        print(f"  step {step}: " + ", ".join(f"{key} {rows[-1][key]}" for key in figures))
+        shown = ", ".join(f"{key} {rows[-1][key]}" for key in figures)
+        print(f"  {label}, step {step}: {shown}", flush=True)
     write(out, rows)
     return True
 
@@ -220,7 +232,14 @@ def write(path: Path, new: list[dict]) -> None:
     replaced = {(row["run"], str(row["seed"])) for row in new}
     rows = [row for row in read(path) if (row["run"], row["seed"]) not in replaced] + new
     order = list(RUNS)
-    rows.sort(key=lambda row: (order.index(row["run"]), int(row["seed"]), int(row["step"])))
+    rows.sort(
+        key=lambda row: (
+            order.index(row["run"].split(" with ")[0]),
+            row["run"],
+            int(row["seed"]),
+            int(row["step"]),
+        )
+    )
     part = path.with_suffix(".part")
     with open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore")
