@@ -151,6 +151,14 @@ def peak(name: str, codes: int) -> int:
     return (_status_bytes("VmHWM") if resets else _max_rss()) - before
 
 
+def write(path: Path, rows: list[dict]) -> None:
+    rows = sorted(rows, key=lambda row: int(row["codes"]))
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--codes", nargs="+", type=int, default=[16384, 65536])
@@ -179,11 +187,7 @@ def main() -> int:
             where = environment(Case(TOKENS, codes, D), commit())
             threads = torch.get_num_threads()
             rows.append({**shape, "threads": threads, **where, **row, "extra_bytes": extra})
-    rows.sort(key=lambda row: int(row["codes"]))
-    with open(args.out, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+            write(args.out, rows)
     return 0
 
 
