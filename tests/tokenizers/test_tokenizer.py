@@ -1,5 +1,6 @@
 """Tokenizer: shapes, round trips, transplant, and files that are whole or named."""
 
+import dataclasses
 import json
 
 import pytest
@@ -54,6 +55,25 @@ def test_another_factor():
     config = ConvConfig(latent_dim=4, shuffle=2, widths=(8, 8, 8, 8), blocks=(1,) * 4, groups=4)
     assert config.factor == 16
     assert tokenizer(config).reconstruct(images(32, 48)).shape == (2, 3, 32, 48)
+
+
+def test_variational_adds_log_variances_and_changes_no_mean(tmp_path):
+    config = dataclasses.replace(SMALL, variational=True)
+    t, plain = tokenizer(config, name="vaevq"), tokenizer()
+    fresh = build_tokenizer(config, quantizer("vaevq"))
+    _, log_variance = fresh.posterior(images())
+    assert log_variance.unique().item() == -4  # a smaller deviation than the latents' own, 1
+    assert t.latent(images()).shape == (2, 8, 4, 3)
+    own, other = t.encoder.state_dict(), plain.encoder.state_dict()
+    t.encoder.load_state_dict(
+        {k: torch.cat([v, own[k][4:]]) if v.shape != own[k].shape else v for k, v in other.items()}
+    )
+    mean, log_variance = t.posterior(images())
+    torch.testing.assert_close(mean, plain.latent(images()))
+    assert log_variance.std() > 0
+    t.save_pretrained(tmp_path / "t")
+    assert from_pretrained(tmp_path / "t").config == config
+    assert torch.equal(from_pretrained(tmp_path / "t").latent(images()), t.latent(images()))
 
 
 @pytest.mark.parametrize(
@@ -236,6 +256,7 @@ def test_damaged_folders_are_named(tmp_path, damage):
         ({"latent_dim": 0}, "latent_dim: expected an integer >= 1, got 0"),
         ({"shuffle": 1.5}, "shuffle: .* 1.5"),
         ({"blocks": (0, 1)}, "blocks: .* 0"),
+        ({"variational": 1}, "variational: expected true or false, got 1"),
     ],
 )
 def test_bad_configs_are_named(settings, message):

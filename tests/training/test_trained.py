@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from vqkern import build_quantizer
+from vqkern.tokenizers import ConvConfig, build_tokenizer
 from vqkern.training.recipe import LossSettings
 from vqkern.training.trained import Trained
 
@@ -80,3 +81,19 @@ def test_frozen_parts_never_enter_training_mode_and_get_no_gradient(trainer):
     given = [id(p) for p in [*model.networks(), *model.code_parameters()]]
     assert set(given) == {id(p) for p in model.parameters() if p.grad is not None}
     assert model.last_layer() is tokenizer.decoder[2].weight
+
+
+@pytest.mark.parametrize("trainer", ["stage_2_joint", "from_scratch"])
+def test_a_pretrained_encoder_keeps_its_statistics(trainer):
+    torch.manual_seed(0)
+    config = ConvConfig(latent_dim=4, widths=(8, 8), blocks=(1, 1), groups=4)
+    quantizer = build_quantizer("vanilla", dim=4, codebook_size=16, channel_dim=1)
+    tokenizer = build_tokenizer(config, quantizer)
+    tokenizer.encoder.standardize.mean.fill_(0.25)
+    images = torch.rand(4, 3, 32, 32) * 2 - 1
+    fixed = tokenizer.eval().reconstruct(images)
+    before = tokenizer.encoder.standardize.mean.clone()
+    outcome = Trained(tokenizer, trainer).train()(images)
+    kept = trainer == "stage_2_joint"
+    assert torch.equal(tokenizer.encoder.standardize.mean, before) == kept
+    assert torch.allclose(outcome.images.clamp(-1, 1), fixed, atol=1e-5) == kept

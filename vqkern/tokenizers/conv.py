@@ -19,6 +19,10 @@ from torch import Tensor, nn
 
 from vqkern.tokenizers.config_checks import LONGEST, check_positive_int, check_positive_ints
 
+# Where log-variances start: a deviation of an eighth of the latents' own. At 0 the decoder's first
+# steps would see as much noise as latent.
+LOG_VARIANCE = -4.0
+
 
 @dataclass(frozen=True)
 class ConvConfig:
@@ -30,9 +34,10 @@ class ConvConfig:
         widths: Channels at 1/shuffle, 1/(2 shuffle), ... of the image; the last is the latent's.
         blocks: Residual blocks at each scale, one count per width.
         groups: Groups of every GroupNorm; must divide every width.
+        variational: Whether the encoder gives a mean and a log-variance, 2 D channels.
 
     Raises:
-        ValueError: a value is not a positive integer, or lists and groups do not fit.
+        ValueError: a value is out of range, or lists and groups do not fit.
     """
 
     latent_dim: int = 8
@@ -40,6 +45,7 @@ class ConvConfig:
     widths: tuple[int, ...] = (48, 96)
     blocks: tuple[int, ...] = (2, 2)
     groups: int = 8
+    variational: bool = False
 
     def __post_init__(self) -> None:
         for name in ("latent_dim", "shuffle", "groups"):
@@ -51,6 +57,8 @@ class ConvConfig:
                 f"blocks: expected one count for each of the {len(self.widths)} widths, "
                 f"got {list(self.blocks)}"
             )
+        if not isinstance(self.variational, bool):
+            raise ValueError(f"variational: expected true or false, got {self.variational!r}")
         for width in self.widths:
             if width % self.groups:
                 raise ValueError(f"widths: {width} is not a multiple of groups = {self.groups}")
@@ -62,8 +70,8 @@ class ConvConfig:
 
     @property
     def latent_channels(self) -> int:
-        """Channels that the encoder gives, D."""
-        return self.latent_dim
+        """Channels that the encoder gives, D or 2 D."""
+        return self.latent_dim * (2 if self.variational else 1)
 
 
 class ResidualBlock(nn.Module):
@@ -109,7 +117,11 @@ class Standardize(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images [B, 3, H, W] to standardised latents [B, D, H/f, W/f]."""
+    """Images [B, 3, H, W] to standardised latents [B, D, H/f, W/f].
+
+    A variational one adds D channels, the log-variances of the standardised latents: the
+    convolutional path alone gives them.
+    """
 
     def __init__(self, config: ConvConfig) -> None:
         super().__init__()
@@ -126,13 +138,19 @@ class Encoder(nn.Module):
             if scale:
                 layers.append(nn.Conv2d(widths[scale - 1], width, 2, stride=2))
             layers += [ResidualBlock(width, config.groups) for _ in range(count)]
-        head = _zero(nn.Conv2d(widths[-1], config.latent_dim, 1))
+        head = _zero(nn.Conv2d(widths[-1], config.latent_channels, 1))
+        with torch.no_grad():
+            head.bias[config.latent_dim :] = LOG_VARIANCE
         layers += [nn.GroupNorm(config.groups, widths[-1]), nn.SiLU(), head]
         self.convolutional = nn.Sequential(*layers)
         self.standardize = Standardize(config.latent_dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.standardize(self.linear(images) + self.convolutional(images))
+        linear = self.linear(images)
+        means = linear.shape[1]
+        more = self.convolutional(images)
+        latent = self.standardize(linear + more[:, :means])
+        return latent if more.shape[1] == means else torch.cat([latent, more[:, means:]], 1)
 
 
 class Decoder(nn.Module):
