@@ -137,11 +137,33 @@ int compare(const std::vector<uint32_t>& a, const std::vector<uint32_t>& b) {
     return 0;
 }
 
+// Whole numbers, as those of lattices are, need no expansion: whether all are, and the difference of the sums.
+bool difference_of_whole(const float* z, const float* a, const float* b, int64_t dim,
+                                int64_t& difference) {
+    constexpr float kMost = 0x1p20f;  // squares of differences stay below 2^42
+    if (dim > int64_t{1} << 20) return false;
+    int64_t sum = 0;
+    for (int64_t d = 0; d < dim; ++d) {
+        const float most = std::max(std::max(std::fabs(z[d]), std::fabs(a[d])), std::fabs(b[d]));
+        if (!(most <= kMost)) return false;
+        const int64_t zi = static_cast<int32_t>(z[d]), ai = static_cast<int32_t>(a[d]),
+                      bi = static_cast<int32_t>(b[d]);
+        const bool whole = static_cast<float>(zi) == z[d] && static_cast<float>(ai) == a[d] &&
+                           static_cast<float>(bi) == b[d];
+        if (!whole) return false;
+        sum += (zi - ai) * (zi - ai) - (zi - bi) * (zi - bi);
+    }
+    difference = sum;
+    return true;
+}
+
 }  // namespace
 
 int compare_distances(const float* z, const float* a, const float* b, int64_t dim) {
     // Duplicated codes are the usual tie. Values are compared, so that -0 equals 0.
     if (std::equal(a, a + dim, b)) return 0;
+    int64_t difference;
+    if (difference_of_whole(z, a, b, dim, difference)) return (difference > 0) - (difference < 0);
     Expansion total;  // products of float32 differences never leave the float64 range
     const auto add_square = [&total](double x, double y, double sign) {
         double high, low;

@@ -130,6 +130,7 @@ def test_names_and_differences(runs, tmp_path):
         (["{run}", "{run}/../{name}"], "is given twice"),
         (["{run}", "--data", "{empty}"], "holds no image"),
         (["{run}", "--pictures", "-1"], "--pictures: got -1"),
+        (["{run}", "--size", "64"], "it goes with --data"),
         (["{run}", "--out", "{none}/page.html"], "No such file"),
     ],
 )

@@ -18,6 +18,7 @@ from tokenizer_cases import (
 )
 
 from vqkern import build_quantizer
+from vqkern.cli import main
 from vqkern.tokenizers import (
     FORMATS,
     Tokenizer,
@@ -321,3 +322,11 @@ def test_the_full_size_var_tokenizer(tmp_path):
     t.to_original(tmp_path / "back.pth")
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     assert state.keys() == back.keys() and all(torch.equal(v, back[k]) for k, v in state.items())
+
+
+def test_convert_leaves_a_folder_with_files_alone(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/config.json").write_text("mine")
+    assert main(["convert", "var", "nothing.pth", "--out", str(tmp_path / "out")]) == 2
+    assert "not an empty folder" in capsys.readouterr().err
+    assert (tmp_path / "out/config.json").read_text() == "mine"

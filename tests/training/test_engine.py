@@ -341,6 +341,7 @@ def test_command_trains_and_measures(tmp_path, capsys):
     assert main(["train", str(file), "--out", str(out), "--optim.steps", "2"]) == 0
     assert "steps: 2" in (out / "recipe.yaml").read_text()
     assert main(["eval", str(out)]) == 0
+    assert main(["eval", str(out), "--size", "32"]) == 2
     figures = json.loads((out / "eval-rgb.json").read_text())
     assert figures["images"] == 5 and 0 < figures["utilization"] <= 1
     assert f"{figures['psnr']:.6g}" in capsys.readouterr().out

@@ -37,10 +37,7 @@ def load_lpips(
     if network not in LPIPS_FILES:
         raise ValueError(f"network: got {network!r}, expected one of {', '.join(LPIPS_FILES)}")
     wanted = expected or LPIPS_FILES[network]
-    try:
-        path = wanted.find(weights, "perceptual: LPIPS")
-    except ValueError as error:
-        raise ValueError(f"{error}; 'perceptual: none' trains without it") from None
+    path = wanted.find(weights, "LPIPS")
     try:
         import lpips
     except (ImportError, RuntimeError, OSError) as error:  # torchvision may fail to load

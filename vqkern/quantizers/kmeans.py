@@ -45,8 +45,8 @@ def kmeans(
     _, available = place_among_ranks(valid.sum())
     if not 1 <= num_codes <= int(available):
         raise ValueError(
-            f"kmeans: num_codes must be in [1, {int(available)}], the number of finite features, "
-            f"got {num_codes}"
+            f"kmeans: {num_codes} codes need as many finite features, and at least one; got "
+            f"{int(available)} finite features"
         )
     draw = torch.tensor(seed, device=z.device)
     if start is None:

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", help="the page (RUN/report.html; of several runs, report.html)")
     parser.add_argument("--data", help="folder of images, in place of the photographs' regions")
     parser.add_argument("--crop", default="adm", choices=fixed, help="of --data (%(default)s)")
-    parser.add_argument("--size", type=int, default=256, help="side of the crops (%(default)s)")
+    parser.add_argument("--size", type=int, help="side of the crops (256)")
     parser.add_argument("--pictures", type=int, default=6, help="images of --data (%(default)s)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
 
@@ -58,6 +58,8 @@ def _pictures(args: argparse.Namespace):
     from vqkern.report.comparison import Pictures
 
     if args.data is None:
+        if args.size is not None:
+            raise ValueError("--size: the photographs' regions have one size; it goes with --data")
         if not args.pictures:
             return None
         return Pictures(
@@ -66,10 +68,11 @@ def _pictures(args: argparse.Namespace):
             "photographs' recipe touches them.",
             _photographs(),
         )
-    strips = _folder(args.data, args.crop, args.size, args.pictures)
+    size = 256 if args.size is None else args.size
+    strips = _folder(args.data, args.crop, size, args.pictures)
     if not strips:
         return None
-    intro = f"The first images of {args.data}, {args.crop} crops of {args.size} pixels."
+    intro = f"The first images of {args.data}, {args.crop} crops of {size} pixels."
     return Pictures("Pictures", intro, strips)
 
 

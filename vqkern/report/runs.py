@@ -90,7 +90,9 @@ def _read(folder: Path, name: str) -> Run:
             problems.append(f"{file.name} cannot be read: {error}")
     found = [(p.stem.rpartition("-")[2], p) for p in (folder / "samples").glob("step-*.png")]
     samples = sorted((int(step), path) for step, path in found if step.isdecimal())
-    last = lines[-1]["step"] if lines else 0
+    saved = [(p.name.rpartition("-")[2]) for p in (folder / "checkpoints").glob("step-*")]
+    reached = [int(step) for step in saved if step.isdecimal()]
+    last = lines[-1]["step"] if lines else max(reached, default=0)
     return Run(name, folder, recipe, _curves(lines), last, evaluations, samples, problems)
 
 
@@ -129,8 +131,10 @@ def _lines(path: Path) -> tuple[list[dict], list[str]]:
             lines.append(line)
         except (ValueError, TypeError, KeyError):  # one in which a kill came, say
             bad += 1
-    counted = f"{bad} line{'s' if bad > 1 else ''} of metrics.jsonl cannot be read"
-    return lines, [counted] if bad else []
+    problems = [f"{bad} line{'s' if bad > 1 else ''} of metrics.jsonl cannot be read"] * bool(bad)
+    if not lines:
+        problems.append("metrics.jsonl has no readable line: no curves")
+    return lines, problems
 
 
 def _curves(lines: list[dict]) -> dict[str, Curve]:

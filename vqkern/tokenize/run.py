@@ -14,6 +14,7 @@ from vqkern.data.loader import CroppedImages, ordered_batches
 from vqkern.data.quarantine import Quarantine
 from vqkern.data.sources import fingerprint
 from vqkern.tokenize.shards import TokenWriter
+from vqkern.tokenizers.pretrained import CONFIG_FILE, WEIGHTS_FILE
 
 
 def tokenize(
@@ -97,7 +98,8 @@ def tokenize(
 
 def tokenizer_files(folder: str | Path) -> dict[str, str]:
     """sha256 of a tokenizer's files by name: what its indices depend on."""
-    files = sorted(p for p in Path(folder).iterdir() if p.suffix in (".json", ".safetensors"))
+    # Not every JSON file: `vqkern eval` leaves its figures beside them.
+    files = [Path(folder) / name for name in (CONFIG_FILE, WEIGHTS_FILE)]
     return {path.name: sha256_of(path) for path in files if path.is_file()}
 
 

@@ -4,6 +4,7 @@ Nothing in the file is run: of pickles, tensors and plain containers alone are r
 """
 
 import argparse
+from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,10 +22,13 @@ def run(args: argparse.Namespace) -> int:
     """Writes the folder and says what is in it.
 
     Raises:
-        ValueError: the file is not one of the format, see `from_original`.
+        ValueError: the file is not one of the format, see `from_original`; the folder is not empty.
     """
     from vqkern.tokenizers import from_original
 
+    out = Path(args.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out: {args.out!r} is there and not an empty folder; choose another")
     sizes = None if args.patch_sizes is None else tuple(args.patch_sizes)
     tokenizer = from_original(args.format, args.file, patch_sizes=sizes)
     tokenizer.save_pretrained(args.out)

@@ -74,7 +74,8 @@ def train(recipe: Recipe, out: str | Path) -> Result:
         found = newest_checkpoint(out / CHECKPOINTS, _say)
         if found is not None:
             state.resume(found)
-            _say(f"going on from {found}")
+            done = state.step >= recipe.optim.steps
+            _say(f"nothing left to do after {found}" if done else f"going on from {found}")
         if this_rank() == 0:
             _write_recipe(out, recipe)
         log = _log_of(recipe, out, state.step) if this_rank() == 0 else None
@@ -215,7 +216,10 @@ class Losses:
         self.pixel = PIXEL[settings.pixel]
         self.lpips = None
         if settings.perceptual == "lpips":
-            self.lpips = load_lpips(settings.lpips_file).to(state.device)
+            try:
+                self.lpips = load_lpips(settings.lpips_file).to(state.device)
+            except ValueError as error:
+                raise ValueError(f"{error}; 'perceptual: none' trains without it") from None
 
     def __call__(self, outcome, images: Tensor, with_judge: bool) -> tuple[Tensor, dict]:
         s = self.settings

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `vqkern eval`."""
     parser.add_argument("run_folder", metavar="RUN", help="folder of a run, or of a tokenizer")
     parser.add_argument("--data", help="folder of images, in place of the photographs' regions")
-    parser.add_argument("--size", type=int, default=256, help="side of their crops (%(default)s)")
+    parser.add_argument("--size", type=int, help="side of their crops (256)")
     parser.add_argument("--protocol", default="rgb", choices=PROTOCOLS, help="(%(default)s)")
     parser.add_argument("--inception", metavar="FILE", help="network for rFID and IS")
     parser.add_argument("--lpips", metavar="FILE", help="network for LPIPS, that of the protocol")
@@ -53,6 +53,9 @@ def run(args: argparse.Namespace) -> int:
     """
     from vqkern.training.ranks import device_of
 
+    if args.data is None and args.size is not None:
+        raise ValueError("--size: the photographs' regions have one size; it goes with --data")
+    args.size = 256 if args.size is None else args.size
     for name in ("size", "batch"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name}: got {getattr(args, name)}, expected at least 1")
