@@ -116,6 +116,7 @@ def test_variance_of_lfq_is_that_of_arithmetic():
     assert FSQ([4] * 3).codebook_size == 64
 
 
+@pytest.mark.slow
 def test_bounds_hold(tiny, tmp_path, capsys):
     printed, rows = run(tiny, tmp_path, capsys, "bounds")
     assert all(row["holds"] == 1 for row in rows) and "BROKEN" not in printed
@@ -160,6 +161,7 @@ def test_one_token_is_no_worse_than_two(tiny, tmp_path, capsys):
     assert "two of 8" in printed
 
 
+@pytest.mark.slow
 def test_ste_toy_shows_the_lag_and_the_usage(tiny, tmp_path, capsys):
     _, rows = run(tiny, tmp_path, capsys, "ste-toy")
     found = {(row["part"], row["method"]): row for row in rows}
@@ -175,6 +177,7 @@ def test_bridge_cost_is_the_papers(tiny, tmp_path, capsys):
         assert ours[row["projector"], row["codebook_size"]] == pytest.approx(row["giga"], rel=5e-3)
 
 
+@pytest.mark.slow
 def test_fair_ranks_quantizers_on_the_same_features(tiny, tmp_path, capsys):
     printed, rows = run(tiny, tmp_path, capsys, "fair")
     assert "Spearman, error and PSNR" in printed

@@ -63,7 +63,16 @@ def test_full_size_on_the_meta_device(name):
         build_adversary(recipe.loss.adversarial, VisionTransformer())
 
 
-@pytest.mark.parametrize("name", recipe_names())
+# Each takes seconds to make its codes; `make soak` steps them.
+LONG = {
+    "fvq", "fvq-rq", "fvq-var", "mgvq", "vaevq", "vq-transplant-from-scratch",
+    "vq-transplant-stage-2", "vq-transplant-stage-2-joint",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in recipe_names()]
+)
 def test_one_real_step_at_reduced_size(name, tmp_path, dino_file):
     dim = full_dim(name)
     small = {"latent_dim": dim, "widths": (8, 8), "blocks": (1, 1), "groups": 4}
