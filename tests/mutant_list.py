@@ -239,7 +239,7 @@ MUTANTS = [
     ),
     Mutant(
         "tie-width-dropped", "search", CPU + "measures.h",
-        "return (dim + 3) * (0x1p-53 * key + 0x1p-1070);", "return 0 * key;",
+        "return (dim + 3) * (0x1p-53 * key + 0x1p-1000);", "return 0 * key;",
         "float64 rounding decides between equal distances",
     ),
     Mutant(
