@@ -6,12 +6,12 @@ Writes one CSV per op to benchmarks/results/, a row per contestant and case, and
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
 from cases import CASES, cases
 from plot import plot
+from record import commit
 
 from vqkern.bench import Case, MemoryProbe, compare, rows, table, write_csv
 from vqkern.bench.command import device, positive_int, positive_seconds
@@ -23,20 +23,6 @@ RESULTS = ROOT / "results"
 # Seconds: what the timed rounds of a case take, and a call that is timed once instead.
 SECONDS, SECONDS_FULL = 1.5, 10.0
 LONGEST, LONGEST_FULL = 1.5, 60.0
-
-
-def commit() -> str:
-    """The commit measured, "-dirty" if tracked files differ from it, or "unknown"."""
-
-    def git(*words: str) -> str:
-        command = ["git", "--no-optional-locks", "-C", str(ROOT), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        dirty = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results")
-        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if dirty else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,7 +8,6 @@ what the process held at most during a step, interpreter and libraries included.
 """
 
 import argparse
-import csv
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from record import append_row, commit
 
 from vqkern import build_quantizer
 from vqkern.bench import Case, environment
@@ -115,18 +115,7 @@ def record(args, name: str, path: Path, step: str, seconds: list[float], memory)
     }
     print(*(f"{key} {row[key]}" for key in list(row)[:9]), flush=True)
     out = Path(args.out)
-    new = not out.exists()
-    with open(out, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
-    return run.stdout.strip() or "unknown"
+    append_row(out, row)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from compare import commit
+from record import commit
 from torch import nn
 
 from vqkern.bench import Case

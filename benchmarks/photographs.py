@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from compare import RESULTS, commit
+from compare import RESULTS
+from record import commit
 
 from vqkern.bench import Case, environment
 from vqkern.data import CropSampler, load_photographs

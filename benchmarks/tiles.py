@@ -7,13 +7,12 @@ Decoded are the same indices, those of the whole image, so that each side's diff
 """
 
 import argparse
-import csv
-import subprocess
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from record import append_row, commit
 
 from vqkern import build_quantizer
 from vqkern.bench import Case, environment
@@ -84,18 +83,7 @@ def compare(name: str, tokenizer, images: torch.Tensor, tilings: list, out: Path
             **environment(Case(1, 1, 1), commit()),
         }
         print(*(f"{key} {value}" for key, value in list(row.items())[:11]), flush=True)
-        new = not out.exists()
-        with open(out, "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
-
-
-def commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
-    return run.stdout.strip() or "unknown"
+        append_row(out, row)
 
 
 if __name__ == "__main__":

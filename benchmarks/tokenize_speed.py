@@ -10,10 +10,8 @@ the encoder's latents on half of the images, as they are after training.
 """
 
 import argparse
-import csv
 import os
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from record import append_row, commit
 
 from vqkern import build_quantizer
 from vqkern.bench import Case, environment
@@ -162,18 +161,7 @@ class Clock:
 def write(path: Path, row: dict) -> None:
     """Appends a row, so that a measurement that is stopped leaves what it has."""
     row |= {"threads": torch.get_num_threads(), **environment(Case(1, 1, 1), commit())}
-    new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
-    return run.stdout.strip() or "unknown"
+    append_row(path, row)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from compare import RESULTS, commit
+from compare import RESULTS
+from record import commit
 from torch import Tensor, nn
 
 from vqkern.bench import Case

@@ -123,7 +123,7 @@ def run(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    from compare import commit
+    from record import commit
 
     from vqkern.bench.report import hardware
 

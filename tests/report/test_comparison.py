@@ -98,6 +98,14 @@ def test_what_is_missing_or_damaged_is_said(runs, tmp_path, capsys):
     assert read.curves["error"].steps[-1] == 5 and read.curves["loss"].steps[-1] == 4
 
 
+def test_without_a_log_the_checkpoints_say_how_far_a_run_came(runs, tmp_path):
+    run = copied(runs[0], tmp_path / "run", steps=20)
+    (run / "metrics.jsonl").write_text("")
+    (run / "checkpoints/step-00000020").mkdir(parents=True)
+    (read,) = read_runs([run])
+    assert read.step == 20 and "no readable line" in read.problems[0]
+
+
 def test_a_run_that_cannot_take_the_images_is_named(runs, tmp_path, capsys):
     folder = tmp_path / "odd"
     folder.mkdir()
