@@ -78,7 +78,9 @@ def squared_mmd(
                 f"estimator, got {len(points)}"
             )
     if bandwidths is None:
-        bandwidths = mean_bandwidth(x, y) * x.new_tensor(DEFAULT_MULTIPLES, dtype=torch.float64)
+        mean = mean_bandwidth(x, y)
+        # Multiples from the host would be a copy, which no CUDA graph can hold.
+        bandwidths = torch.stack([mean * multiple for multiple in DEFAULT_MULTIPLES])
     else:
         bandwidths = _checked_bandwidths(bandwidths, x.device)
 
@@ -114,16 +116,16 @@ def squared_mmd(
 def mean_bandwidth(x: Tensor, y: Tensor) -> Tensor:
     """Mean squared distance between distinct points of the joint sample: the mean heuristic.
 
-    b = (2 n sum |z|^2 - 2 |sum z|^2) / (n^2 - n) over the n points of x [N, D] and y [M, D]
-    together, which needs no pairwise pass. Float64 scalar, detached, floored at 1e-12 of the mean
+    b = (2 n sum |z|^2 - 2 |sum z|^2) / (n^2 - n), twice the sum of the channels' variances, over the
+    n points of x [N, D] and y [M, D] together, which needs no pairwise pass. Float64 scalar, detached, floored at 1e-12 of the mean
     squared norm (and above zero), so that equal points give a squared MMD of 0 and not an error.
     """
     joint = torch.cat([x.detach(), y.detach()]).double()
     n = len(joint)
-    centred = joint - joint.mean(0)
-    spread = (2 * n * centred.square().sum() - 2 * centred.sum(0).square().sum()) / (n * n - n)
-    floor = 1e-12 * joint.square().sum(-1).mean()
-    return torch.maximum(spread, floor).clamp_min(torch.finfo(torch.float32).tiny * 16)
+    variance, mean = torch.var_mean(joint, 0)
+    floor = 1e-12 * (variance * ((n - 1) / n) + mean.square()).sum()
+    spread = torch.maximum(2 * variance.sum(), floor)
+    return spread.clamp_min(torch.finfo(torch.float32).tiny * 16)
 
 
 def _checked_bandwidths(bandwidths: Tensor | Sequence[float], device: torch.device) -> Tensor:

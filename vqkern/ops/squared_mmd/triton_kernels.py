@@ -1,15 +1,17 @@
-"""Triton kernel of `squared_mmd`: tiles of the kernel matrix that never leave the chip.
+"""Triton kernels of `squared_mmd`: tiles of the kernel matrix that never leave the chip.
 
-One sweep takes a block of rows of one set past all columns of the other (or the same) set. It
-adds up the kernel for the value and, where the rows' gradient is wanted, W b and the row sums of
-W in the same pass: d/da_i sum_j k(a_i, b_j) = -2 (r_i a_i - (W b)_i). A sweep without a gradient
-over one set takes the tiles on and above the diagonal and counts those above twice.
+A sweep takes a block of rows of one set past columns of the other (or the same) set. Points come
+as float16 parts (see `triton_points`), so that one tensor-core product is the exponent of the
+widest kernel; rates that double cost one multiplication each. A weight is two float16 parts as
+well, and what it pulls is a product with the points' parts: d/da_i sum_j k(a_i, b_j) =
+-2 (r_i a_i - (W b)_i).
 
-Both products are tf32x3: each factor is split into two TF32 parts and three tensor-core products
-are added in float32, which loses about as much as float32 itself (2^-21 relative to |a||b|); one
-TF32 product would lose 2^-10, and scalar float32 multiplications would leave the tensor cores
-idle. Sums over tiles are float64. Every program writes its own partial sums, which are added in a
-fixed order: same inputs, same bits.
+Up to 32 channels, each pair of points is met once: a tile above the diagonal of a set's own
+matrix pulls at its rows and, transposed, at its columns. Pulls are added in 64-bit integers, whose
+sum knows no order: same inputs, same bits, whichever program comes first. With more channels the
+products dominate, and every program keeps to its rows.
+
+What float32 cannot give is found by `triton_exact` in float64; the device decides.
 """
 
 from typing import NamedTuple
@@ -18,173 +20,337 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn import functional
 
-_MAX_SPLITS = 32
-_WARPS = 4
+from . import triton_exact as exact
+from . import triton_points as points
+from .triton_points import LADDER, LEFT_ONE, LOW, MOST_RATES
+
+_COLUMNS_EACH = 2048
+_ROWS = 64
+# float64 costs nothing for so few.
+_FEW_POINTS = 512
+_COMPLETE = 62 - 15 - 8
 
 
 class Tile(NamedTuple):
-    """Rows and columns of one tile, channels of one product, channels of one program's gradient."""
-
-    points: int
-    channels: int
-    out_channels: int
-
-
-def choose_tile(width: int, grad: bool) -> Tile:
-    """The tile for a padded number of channels: the largest that spills nowhere."""
-    if grad and width > 16:
-        return Tile(32, 32, min(width, 64))
-    return Tile(64, min(width, 32), min(width, 64))
+    rows: int
+    columns: int
+    warps: int
+    stages: int
 
 
-def padded_width(d: int) -> int:
-    """Channels of the padded points: a power of two, at least 16."""
-    return max(16, triton.next_power_of_2(d))
+NARROW = Tile(64, 64, 4, 3)
+WIDE = Tile(64, 64, 4, 2)
+WITHOUT_PULL = Tile(64, 64, 4, 3)
 
 
 @triton.jit
-def _kernel_sums(squared, rates, is_ladder, num_rates):
-    """sum_i exp(-r_i d^2) and sum_i r_i exp(-r_i d^2) for ascending rates.
+def _exp2(x, INTERPRETED: tl.constexpr):
+    if INTERPRETED:
+        return tl.exp2(x)
+    return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
 
-    Rates that double need one exponential: the next term is the square of the last.
+
+@triton.jit
+def _dot(a, b, INTERPRETED: tl.constexpr):
+    if INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, input_precision="ieee", out_dtype=tl.float32)
+
+
+@triton.jit
+def _dot_add(a, b, c, INTERPRETED: tl.constexpr):
+    if INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, c, input_precision="ieee", out_dtype=tl.float32)
+
+
+@triton.jit
+def _kernel_sums(exponent, table, num_rates, RATES: tl.constexpr, INTERPRETED: tl.constexpr):
+    """2^c sum_i k_i and 2^c sum_i r_i k_i, where 2^exponent is 2^c times the widest kernel.
+
+    RATES: how many rates double; 0: as the table says, and c is in the weights alone.
     """
-    rate = tl.load(rates)
-    term = tl.exp(-squared * rate)
-    kernel = term
-    weight = rate * term
-    if is_ladder:
-        for i in range(1, num_rates):
+    if RATES > 0:
+        term = _exp2(exponent, INTERPRETED)
+        shift: tl.constexpr = (
+            15 - RATES if RATES < 5 else (7 if RATES == 5 else (3 if RATES == 6 else 1))
+        )
+        kernel = term
+        weight = term
+        for i in tl.static_range(1, RATES):
             term = term * term
-            kernel += term
-            weight += tl.load(rates + i) * term
+            kernel += 2.0 ** (shift - shift * 2**i) * term
+            weight += 2.0 ** (shift - shift * 2**i + i) * term
     else:
-        for i in range(1, num_rates):
-            rate = tl.load(rates + i)
-            term = tl.exp(-squared * rate)
+        kernel = tl.zeros(exponent.shape, tl.float32)
+        weight = tl.zeros(exponent.shape, tl.float32)
+        for i in range(0, num_rates):
+            term = _exp2(exponent * tl.load(table + i), INTERPRETED)
             kernel += term
-            weight += rate * term
+            weight += tl.load(table + MOST_RATES + i) * term
     return kernel, weight
 
 
-@triton.jit(
-    do_not_specialize=[
-        "num_a", "num_b", "num_rates", "tiles_per_split", "num_splits", "diagonal",
-    ]
-)  # fmt: skip
+@triton.jit
+def _in_thread(x):
+    """Row sums of a tile, but for the four threads among which a product shares out a row."""
+    rows: tl.constexpr = x.shape[0]
+    return tl.sum(tl.sum(tl.reshape(x, [rows, x.shape[1] // 8, 4, 2]), 3), 1)
+
+
+@triton.jit
+def _add_pull(pull, sums, at, parts, total, quantum, SECOND: tl.constexpr, WIDTH: tl.constexpr):
+    """Add (high + low / 256) parts, [points, parts, WIDTH], and the weights' sums."""
+    count: tl.constexpr = parts.shape[1]
+    part = tl.arange(0, count)
+    mix = tl.where(part == 0, 1.0, tl.where(part == SECOND, 1.0 / LOW, 0.0))
+    step = (tl.sum(parts * mix[None, :, None], 1) * quantum).to(tl.int64)
+    channel = tl.arange(0, WIDTH)
+    tl.atomic_add(pull + at[:, None] * WIDTH + channel[None, :], step, sem="relaxed")
+    tl.atomic_add(sums + at, (total * quantum).to(tl.int64), sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["num_tiles", "tiles_each", "num_rates", "quantum"])
 def _sweep_kernel(
-    a, b, a_norm, b_norm, rates, ladder, value, gradient,
-    num_a, num_b, num_rates, tiles_per_split, num_splits, diagonal,
-    WIDTH: tl.constexpr, CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr, TILE: tl.constexpr,
-    SAME: tl.constexpr, GRAD: tl.constexpr,
+    left, right, table, state, value, left_pull, left_sum, right_pull, right_sum,
+    num_tiles, tiles_each, num_rates, quantum,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RATES: tl.constexpr,
+    ABOVE: tl.constexpr, DIAGONAL: tl.constexpr, PULL_LEFT: tl.constexpr,
+    PULL_RIGHT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Value and row gradient of one block of rows over one split of the columns.
+    """Kernel sums and pulls of one block of left points and one run of tiles of right points.
 
-    Points are padded with zeros to WIDTH channels, which a product takes CHANNELS at a time and
-    the gradient OUT_CHANNELS a program, along the third grid axis. SAME: a and b are one set,
-    whose diagonal counts `diagonal` and pulls nowhere; without a gradient only its upper half is
-    walked.
+    ABOVE: both are one set, of which only tiles right of the diagonal ones are taken; DIAGONAL:
+    those on the diagonal, without the pairs of a point and itself. Points have few channels.
     """
+    if (tl.load(state + LADDER) != 0) != (RATES > 0):
+        return
+    FORM: tl.constexpr = 4 * WIDTH
     block = tl.program_id(0)
-    split = tl.program_id(1)
-    row = block.to(tl.int64) * TILE + tl.arange(0, TILE)
-    row_inside = row < num_a
-    row_norm = tl.load(a_norm + row, mask=row_inside, other=0.0)
-    is_ladder = tl.load(ladder) != 0
-    total = tl.zeros([TILE], tl.float64)
-    weight_sum = tl.zeros([TILE], tl.float64)
-    pulled = tl.zeros([TILE, OUT_CHANNELS], tl.float64)
-    out_channel = tl.program_id(2).to(tl.int64) * OUT_CHANNELS + tl.arange(0, OUT_CHANNELS)
-
-    first = split * tiles_per_split
-    if SAME and not GRAD:
-        first = tl.maximum(first, block)
-    stop = tl.minimum((split + 1) * tiles_per_split, (num_b + TILE - 1) // TILE)
-    for tile in range(first, stop):
-        column = tl.cast(tile, tl.int64) * TILE + tl.arange(0, TILE)
-        column_inside = column < num_b
-        dot = tl.zeros([TILE, TILE], tl.float32)
-        for start in range(0, WIDTH, CHANNELS):
-            channel = start + tl.arange(0, CHANNELS)
-            x = tl.load(
-                a + row[:, None] * WIDTH + channel[None, :], mask=row_inside[:, None], other=0.0
-            )
-            y = tl.load(
-                b + column[None, :] * WIDTH + channel[:, None],
-                mask=column_inside[None, :],
-                other=0.0,
-            )
-            dot = tl.dot(x, y, dot, input_precision="tf32x3", out_dtype=tl.float32)
-        column_norm = tl.load(b_norm + column, mask=column_inside, other=0.0)
-        squared = row_norm[:, None] + column_norm[None, :] - 2.0 * dot
-        # A NaN stays one, as it would not in a maximum.
-        squared = tl.where(squared < 0.0, 0.0, squared)
-        kernel, weight = _kernel_sums(squared, rates, is_ladder, num_rates)
-        mask = row_inside[:, None] & column_inside[None, :]
-        kernel = tl.where(mask, kernel, 0.0)
-        weight = tl.where(mask, weight, 0.0)
-        if SAME:
-            same = mask & (row[:, None] == column[None, :])
-            kernel = tl.where(same, diagonal, kernel)
-            weight = tl.where(same, 0.0, weight)
-        added = tl.sum(kernel, 1).to(tl.float64)
-        if SAME and not GRAD:
-            added = tl.where(tile > block, 2.0, 1.0) * added
-        total += added
-        if GRAD:
-            points = tl.load(
-                b + column[:, None] * WIDTH + out_channel[None, :],
-                mask=column_inside[:, None],
-                other=0.0,
-            )
-            pull = tl.dot(weight, points, input_precision="tf32x3", out_dtype=tl.float32)
-            pulled += pull.to(tl.float64)
-            weight_sum += tl.sum(weight, 1).to(tl.float64)
-
-    if tl.program_id(2) == 0:
-        tl.store(value + block.to(tl.int64) * num_splits + split, tl.sum(total, 0))
-    if GRAD:
-        at = row[:, None] * WIDTH + out_channel[None, :]
-        point = tl.load(a + at, mask=row_inside[:, None], other=0.0).to(tl.float64)
-        pull = -2.0 * (weight_sum[:, None] * point - pulled)
-        out = split.to(tl.int64) * num_a * WIDTH + at
-        tl.store(gradient + out, pull, mask=row_inside[:, None])
+    row = block.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    channel = tl.arange(0, FORM)
+    half = tl.arange(0, 2 * WIDTH)
+    a = tl.load(left + row[:, None] * FORM + channel[None, :])
+    origin = 0
+    if ABOVE:
+        origin = (block + 1) * (ROWS // COLUMNS)
+    if DIAGONAL:
+        origin = block * (ROWS // COLUMNS)
+        num_tiles = tl.minimum(origin + ROWS // COLUMNS, num_tiles)
+    kernels = tl.zeros([ROWS, 4], tl.float64)
+    step = tl.num_programs(1) * tiles_each
+    for first in range(origin + tl.program_id(1) * tiles_each, num_tiles, step):
+        total = tl.zeros([ROWS, 4], tl.float32)
+        weights = tl.zeros([ROWS, 4], tl.float32)
+        pulled = tl.zeros([ROWS, 2 * WIDTH], tl.float32)
+        for tile in range(first, tl.minimum(first + tiles_each, num_tiles)):
+            column = tl.cast(tile, tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+            b = tl.load(right + column[:, None] * FORM + channel[None, :])
+            exponent = _dot(a, tl.trans(b), INTERPRETED)
+            kernel, weight = _kernel_sums(exponent, table, num_rates, RATES, INTERPRETED)
+            if DIAGONAL:
+                same = row[:, None] == column[None, :]
+                kernel = tl.where(same, 0.0, kernel)
+                weight = tl.where(same, 0.0, weight)
+            total += _in_thread(kernel)
+            if PULL_LEFT or PULL_RIGHT:
+                high = weight.to(tl.float16)
+                low = (weight - high.to(tl.float32)).to(tl.float16)
+            if PULL_LEFT:
+                weights += _in_thread(weight)
+                parts = tl.load(right + column[:, None] * FORM + half[None, :])
+                pulled = _dot_add(high, parts, pulled, INTERPRETED)
+                pulled = _dot_add(low, parts, pulled, INTERPRETED)
+            if PULL_RIGHT:
+                back = _dot(tl.trans(high), a, INTERPRETED)
+                back = _dot_add(tl.trans(low), a, back, INTERPRETED)
+                back = tl.reshape(back, [COLUMNS, 4, WIDTH])
+                sums = tl.sum(tl.where((tl.arange(0, 4) == 3)[None, :, None], back, 0.0), 1)
+                sums = tl.sum(tl.where((tl.arange(0, WIDTH) == LEFT_ONE)[None, :], sums, 0.0), 1)
+                _add_pull(right_pull, right_sum, column, back, sums, quantum, 2, WIDTH)
+        kernels += total.to(tl.float64)
+        if PULL_LEFT:
+            pulled = tl.reshape(pulled, [ROWS, 2, WIDTH])
+            _add_pull(left_pull, left_sum, row, pulled, tl.sum(weights, 1), quantum, 1, WIDTH)
+    at = block.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    times: tl.constexpr = 2.0 if ABOVE else 1.0
+    tl.store(value + at, times * tl.sum(tl.sum(kernels, 1), 0))
 
 
-def _sweep(
-    a: Tensor, b: Tensor, rates: Tensor, ladder: Tensor, diagonal: float | None, grad: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Sum of k over all pairs, float64, and d/da_i sum_j k(a_i, b_j), float64, if wanted.
+@triton.jit(do_not_specialize=["num_tiles", "tiles_each", "num_rates", "quantum"])
+def _wide_kernel(
+    left, right, table, state, value, pull, sums,
+    num_tiles, tiles_each, num_rates, quantum,
+    WIDTH: tl.constexpr, FORM: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, RATES: tl.constexpr, SAME: tl.constexpr, PULL: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """As `_sweep_kernel`, for any number of channels: CHUNK at a time, and of the pull a program.
 
-    a and b are padded; `diagonal` is what k(a_i, a_i) counts if they are one set, else None.
+    SAME: both are one set, without the pairs of a point and itself; where nothing is pulled, tiles
+    left of the diagonal are left out and those right of it count twice.
     """
-    (n, width), device = a.shape, a.device
-    tile = choose_tile(width, grad)
-    row_blocks, tiles = triton.cdiv(n, tile.points), triton.cdiv(len(b), tile.points)
-    chunks = width // tile.out_channels if grad else 1
-    processors = 2
-    if device.type == "cuda":
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
-    splits = min(triton.cdiv(4 * processors, row_blocks * chunks), tiles, _MAX_SPLITS)
-    value = torch.empty(row_blocks, splits, dtype=torch.float64, device=device)
-    gradient = torch.empty((splits, n, width) if grad else (1,), dtype=torch.float64, device=device)
-    with torch.cuda.device_of(a):
-        _sweep_kernel[(row_blocks, splits, chunks)](
-            a, b, _squared_norms(a), _squared_norms(b), rates, ladder, value, gradient, n, len(b),
-            len(rates), triton.cdiv(tiles, splits), splits, diagonal or 0.0, width,
-            tile.channels, tile.out_channels, tile.points, diagonal is not None, grad,
-            num_warps=_WARPS, num_stages=2, enable_fp_fusion=True,
-        )  # fmt: skip
-    return value.sum(), gradient.sum(0) if grad else None
+    if (tl.load(state + LADDER) != 0) != (RATES > 0):
+        return
+    block = tl.program_id(0)
+    row = block.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    channel = tl.arange(0, CHUNK)
+    out = tl.program_id(2).to(tl.int64) * CHUNK + channel
+    kernels = tl.zeros([ROWS, 4], tl.float64)
+    origin = 0
+    if SAME and not PULL:
+        origin = block * (ROWS // COLUMNS)
+    step = tl.num_programs(1) * tiles_each
+    for first in range(origin + tl.program_id(1) * tiles_each, num_tiles, step):
+        total = tl.zeros([ROWS, 4], tl.float32)
+        weights = tl.zeros([ROWS, 4], tl.float32)
+        pulled = tl.zeros([ROWS, CHUNK], tl.float32)
+        pulled_less = tl.zeros([ROWS, CHUNK], tl.float32)
+        for tile in range(first, tl.minimum(first + tiles_each, num_tiles)):
+            column = tl.cast(tile, tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+            exponent = tl.zeros([ROWS, COLUMNS], tl.float32)
+            for start in range(0, FORM, CHUNK):
+                a = tl.load(left + row[:, None] * FORM + (start + channel)[None, :])
+                b = tl.load(right + column[None, :] * FORM + (start + channel)[:, None])
+                exponent = _dot_add(a, b, exponent, INTERPRETED)
+            kernel, weight = _kernel_sums(exponent, table, num_rates, RATES, INTERPRETED)
+            if SAME:
+                same = row[:, None] == column[None, :]
+                kernel = tl.where(same, 0.0, kernel)
+                weight = tl.where(same, 0.0, weight)
+            added = _in_thread(kernel)
+            if SAME and not PULL:
+                added *= tl.where(tile >= (block + 1) * (ROWS // COLUMNS), 2.0, 1.0)
+            total += added
+            if PULL:
+                weights += _in_thread(weight)
+                high = weight.to(tl.float16)
+                low = (weight - high.to(tl.float32)).to(tl.float16)
+                parts = tl.load(right + column[:, None] * FORM + out[None, :])
+                pulled = _dot_add(high, parts, pulled, INTERPRETED)
+                pulled = _dot_add(low, parts, pulled, INTERPRETED)
+                parts = tl.load(right + column[:, None] * FORM + (out + WIDTH)[None, :])
+                pulled_less = _dot_add(high, parts, pulled_less, INTERPRETED)
+        kernels += total.to(tl.float64)
+        if PULL:
+            whole = ((pulled + pulled_less / LOW) * quantum).to(tl.int64)
+            tl.atomic_add(pull + row[:, None] * WIDTH + out[None, :], whole, sem="relaxed")
+            if tl.program_id(2) == 0:
+                heavy = (tl.sum(weights, 1) * quantum).to(tl.int64)
+                tl.atomic_add(sums + row, heavy, sem="relaxed")
+    if tl.program_id(2) == 0:
+        at = block.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+        tl.store(value + at, tl.sum(tl.sum(kernels, 1), 0))
 
 
-def _squared_norms(x: Tensor) -> Tensor:
-    return x.double().square().sum(-1).float()
+@triton.jit
+def _factors(plan, rows, others, drop, bits):
+    """What a set's own pulls and the others' count in its gradient, per unit of their integers."""
+    rate = tl.load(plan)
+    n = rows.to(tl.float64)
+    own = -4.0 * rate / (n * (n - drop))
+    cross = 4.0 * rate / (n * others.to(tl.float64))
+    return own, cross, exact.power_of_two(-tl.load(plan + 2) - bits)
 
 
-def _padded(x: Tensor) -> Tensor:
-    return functional.pad(x.float(), (0, padded_width(x.shape[1]) - x.shape[1])).contiguous()
+@triton.jit(do_not_specialize=["rows", "others", "drop", "bits"])
+def _gradient_kernel(
+    left, plan, own_pull, own_sum, cross_pull, cross_sum, gradient, largest, heaviest,
+    rows, others, drop, bits,
+    D: tl.constexpr, WIDTH: tl.constexpr, FORM: tl.constexpr, CHANNELS: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """A set's gradient from its pulls; of each block the largest entry and what errors grow by."""
+    block = tl.program_id(0).to(tl.int64)
+    row = block * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    unit = tl.load(plan + 1)
+    own, cross, step = _factors(plan, rows, others, drop, bits)
+    own_weight = step * own * tl.load(own_sum + row).to(tl.float64)
+    cross_weight = step * cross * tl.load(cross_sum + row).to(tl.float64)
+    most = tl.zeros([ROWS], tl.float64)
+    for start in range(0, WIDTH, CHANNELS):
+        channel = start + tl.arange(0, CHANNELS)
+        at = row[:, None] * FORM + channel[None, :]
+        point = tl.load(left + at).to(tl.float64)
+        point += tl.load(left + at + 2 * WIDTH).to(tl.float64) / LOW
+        at = row[:, None] * WIDTH + channel[None, :]
+        pull = own * tl.load(own_pull + at).to(tl.float64)
+        pull += cross * tl.load(cross_pull + at).to(tl.float64)
+        result = ((own_weight + cross_weight)[:, None] * point - step * pull) / unit
+        mask = inside[:, None] & (channel < D)[None, :]
+        tl.store(gradient + row[:, None] * D + channel[None, :], result.to(tl.float32), mask=mask)
+        most = tl.maximum(most, tl.max(tl.where(mask, tl.abs(result), 0.0), 1))
+    tl.store(largest + block, tl.max(most, 0))
+    heavy = tl.where(inside, own * own_weight + cross * cross_weight, 0.0)
+    tl.store(heaviest + block, tl.max(heavy, 0))
+
+
+class _Pull(NamedTuple):
+    """Integers [rows, width] and [rows] in which pulls and weights are added."""
+
+    pull: Tensor
+    sums: Tensor
+
+
+class _Walk(NamedTuple):
+    """A launch: a block of left points to a program, past all tiles of right ones or some."""
+
+    left: str
+    right: str
+    left_pull: str = ""
+    right_pull: str = ""
+    above: bool = False
+    diagonal: bool = False
+
+    def wants_pull(self) -> bool:
+        return bool(self.left_pull or self.right_pull)
+
+
+def _walks(narrow: bool, x_grad: bool, y_grad: bool) -> dict[str, list[_Walk]]:
+    """The walks whose kernels add up to the sum over the pairs of each two sets; and others."""
+    own = {}
+    for name, grad in (("x", x_grad), ("y", y_grad)):
+        pull = f"{name}{name}" if grad else ""
+        if narrow:
+            own[name] = [
+                _Walk(name, name, pull, pull, above=True),
+                _Walk(name, name, pull, diagonal=True),
+            ]
+        else:
+            own[name] = [_Walk(name, name, pull, diagonal=True)]
+    to_x, to_y = "xy" if x_grad else "", "yx" if y_grad else ""
+    cross, others = [_Walk("y", "x", to_y, to_x)], []
+    if not narrow and x_grad:
+        cross, others = [_Walk("y", "x", to_y)], [_Walk("x", "y", to_x)]
+    elif x_grad and not y_grad:
+        cross = [_Walk("x", "y", to_x)]
+    return {"xx": own["x"], "yy": own["y"], "xy": cross, "": others}
+
+
+def choose_tile(width: int, pull: bool) -> Tile:
+    if not points.is_narrow(width):
+        return WIDE
+    return NARROW if pull else WITHOUT_PULL
+
+
+class _Grid(NamedTuple):
+    blocks: int
+    programs: int
+    tiles: int
+    each: int
+
+
+def _grid(walk: _Walk, sizes: dict[str, int], tile: Tile, chunks: int, processors: int) -> _Grid:
+    blocks, tiles = sizes[walk.left] // tile.rows, sizes[walk.right] // tile.columns
+    if walk.diagonal and chunks == 0:
+        return _Grid(blocks, 1, tiles, tile.rows // tile.columns)
+    fill = triton.cdiv(blocks * max(1, chunks) * tiles, 8 * processors)
+    each = max(1, min(_COLUMNS_EACH // tile.columns, fill))
+    return _Grid(blocks, triton.cdiv(tiles, each), tiles, each)
 
 
 def squared_mmd(
@@ -194,29 +360,118 @@ def squared_mmd(
 
     x [N, D] and y [M, D] float16, bfloat16 or float32, any strides; bandwidths float64 [B].
     """
-    x, y = x.detach().double(), y.detach().double()
-    (n, d), m = x.shape, len(y)
-    # Distances between centred points cancel less; the value does not depend on the origin.
-    mean = (x.sum(0) + y.sum(0)) / (n + m)
-    x, y = _padded(x - mean), _padded(y - mean)
-    rates = bandwidths.float().reciprocal().sort().values
-    ladder = (rates[1:] == 2 * rates[:-1]).all().to(torch.int32)
-    diagonal = 0.0 if unbiased else float(len(rates))
-    same = 0 if unbiased else 1
-    weight_xx = 1 / (n * (n - 1 + same))
-    weight_yy = 1 / (m * (m - 1 + same))
+    x, y = x.detach(), y.detach()
+    if x.dtype != y.dtype:
+        x, y = x.float(), y.float()
+    x, y, bandwidths = x.contiguous(), y.contiguous(), bandwidths.double().contiguous()
+    value, drop = torch.empty((), dtype=torch.float32, device=x.device), int(unbiased)
+    gx, gy = (
+        torch.empty(s.shape if grad else (0,), dtype=torch.float32, device=x.device)
+        for s, grad in ((x, x_grad), (y, y_grad))
+    )
+    with torch.cuda.device_of(x):
+        mean = points.common_mean(x, y)
+        if max(len(x), len(y)) <= _FEW_POINTS:
+            wanted = torch.ones(1, dtype=torch.int32, device=x.device)
+        else:
+            wanted = _swept(x, y, mean, bandwidths, drop, value, gx, gy)
+        exact.sweep(wanted, x, y, mean, bandwidths, drop, value, gx, gy)
+    return value, gx, gy
 
-    xx, x_self = _sweep(x, x, rates, ladder, diagonal, x_grad)
-    yy, y_self = _sweep(y, y, rates, ladder, diagonal, y_grad)
-    gx, gy = x.new_empty(0), x.new_empty(0)
-    if x_grad or not y_grad:
-        xy, x_cross = _sweep(x, y, rates, ladder, None, x_grad)
-    if y_grad:
-        xy, y_cross = _sweep(y, x, rates, ladder, None, True)
-    # d/dy_j of sum k(y, y') counts j twice: as y and as y'.
-    if x_grad:
-        gx = (2 * weight_xx * x_self - 2 / (n * m) * x_cross)[:, :d].float().contiguous()
-    if y_grad:
-        gy = (2 * weight_yy * y_self - 2 / (n * m) * y_cross)[:, :d].float().contiguous()
-    value = xx * weight_xx + yy * weight_yy - 2 * xy / (n * m)
-    return value.float(), gx, gy
+
+def _swept(
+    x: Tensor, y: Tensor, mean: Tensor, bandwidths: Tensor, drop: int, value: Tensor,
+    gx: Tensor, gy: Tensor,
+) -> Tensor:  # fmt: skip
+    """Fill value and gradients (those that are not empty) by float32 sums.
+
+    Returns whether they should be found in float64 instead, int32 [1].
+    """
+    device, (n, d), m, count = x.device, x.shape, len(y), len(bandwidths)
+    width = points.padded_width(d)
+    form, narrow = points.form_width(width), points.is_narrow(width)
+    channels = min(width, points.CHUNK)
+    chunks = 0 if narrow else width // channels
+    interpreted = device.type == "cpu"
+    processors = 2
+    if not interpreted:
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+    sizes = {name: points.padded_rows(size) for name, size in (("x", n), ("y", m))}
+    walks = _walks(narrow, gx.numel() > 0, gy.numel() > 0)
+
+    # One piece of memory, all zeros: integers that pulls are added in, sums of kernels, the state.
+    grids, ends, total = {}, {}, 0
+    for pair, of_pair in walks.items():
+        for walk in of_pair:
+            tile = choose_tile(width, walk.wants_pull())
+            grid = _grid(walk, sizes, tile, chunks, processors)
+            grids[walk] = (tile, grid, total)
+            total += grid.blocks * grid.programs
+        ends[pair] = total
+    pulls = [p for of_pair in walks.values() for w in of_pair for p in (w.left_pull, w.right_pull)]
+    lengths = {pull: sizes[pull[0]] for pull in dict.fromkeys(pulls) if pull}
+    memory = torch.zeros(
+        sum(lengths.values()) * (width + 1) + total + 2, dtype=torch.int64, device=device
+    )
+    room = {}
+    for pull, rows in lengths.items():
+        flat, sums, memory = memory.split([rows * width, rows, len(memory) - rows * (width + 1)])
+        room[pull] = _Pull(flat, sums)
+    kernels, state = memory[:total].view(torch.float64), memory[total:].view(torch.int32)
+    plan = torch.empty(4, dtype=torch.float64, device=device)
+    table = torch.empty(2 * MOST_RATES.value, dtype=torch.float32, device=device)
+    sets = {
+        name: points.prepare(s, mean, bandwidths, plan, table, state)
+        for name, s in (("x", x), ("y", y))
+    }
+    bits = _COMPLETE - (max(n, m) - 1).bit_length()
+    none = _Pull(state, state)
+
+    for walk in sorted(grids, key=lambda w: -sizes[w.left] * sizes[w.right]):
+        tile, grid, start = grids[walk]
+        left, right = sets[walk.left].left, sets[walk.right].right
+        to = kernels[start:]
+        options = dict(num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True)
+        for rates in (count, 0) if count <= points.MOST_DOUBLINGS.value else (0,):
+            programs = (
+                grid.programs
+                if rates
+                else min(grid.programs, triton.cdiv(8 * processors, grid.blocks))
+            )
+            numbers = (grid.tiles, grid.each, count, 2.0**bits)
+            if narrow:
+                _sweep_kernel[(grid.blocks, programs)](
+                    left, right, table, state, to, *room.get(walk.left_pull, none),
+                    *room.get(walk.right_pull, none), *numbers, width, tile.rows, tile.columns,
+                    rates, walk.above, walk.diagonal, bool(walk.left_pull), bool(walk.right_pull),
+                    interpreted, **options,
+                )  # fmt: skip
+            else:
+                pull = bool(walk.left_pull)
+                _wide_kernel[(grid.blocks, programs, chunks if pull else 1)](
+                    left, right, table, state, to, *room.get(walk.left_pull, none), *numbers,
+                    width, form, channels, tile.rows, tile.columns, rates, walk.diagonal, pull,
+                    interpreted, **options,
+                )  # fmt: skip
+
+    blocks = {name: triton.cdiv(sizes[name], _ROWS) for name in "xy"}
+    worst = torch.empty(2, blocks["x"] + blocks["y"], dtype=torch.float64, device=device)
+    graded, at = {"x": 0, "y": 0}, 0
+    for name, gradient in (("x", gx), ("y", gy)):
+        if not gradient.numel():
+            continue
+        own, cross = ("xx", "xy") if name == "x" else ("yy", "yx")
+        _gradient_kernel[(blocks[name],)](
+            sets[name].left, plan, *room[own], *room[cross], gradient, worst[0, at:],
+            worst[1, at:], *((n, m) if name == "x" else (m, n)), drop, bits, d, width,
+            form, channels, _ROWS, num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+        graded[name] = blocks[name]
+        at += blocks[name]
+    wanted = torch.empty(1, dtype=torch.int32, device=device)
+    exact.decide_kernel[(1,)](
+        kernels, sets["x"].norms, sets["y"].norms, worst[0], worst[1], plan, state, value, wanted,
+        n, m, drop, count, ends["xx"], ends["yy"], ends["xy"], len(sets["x"].norms),
+        len(sets["y"].norms), graded["x"], graded["y"], num_warps=4,
+    )  # fmt: skip
+    return wanted
