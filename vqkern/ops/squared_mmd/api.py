@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -116,9 +117,10 @@ def squared_mmd(
 def mean_bandwidth(x: Tensor, y: Tensor) -> Tensor:
     """Mean squared distance between distinct points of the joint sample: the mean heuristic.
 
-    b = (2 n sum |z|^2 - 2 |sum z|^2) / (n^2 - n), twice the sum of the channels' variances, over the
-    n points of x [N, D] and y [M, D] together, which needs no pairwise pass. Float64 scalar, detached, floored at 1e-12 of the mean
-    squared norm (and above zero), so that equal points give a squared MMD of 0 and not an error.
+    b = (2 n sum |z|^2 - 2 |sum z|^2) / (n^2 - n), twice the sum of the channels' variances, over
+    the n points of x [N, D] and y [M, D] together, which needs no pairwise pass. Float64 scalar,
+    detached, floored at 1e-12 of the mean squared norm (and above zero), so that equal points give
+    a squared MMD of 0 and not an error.
     """
     joint = torch.cat([x.detach(), y.detach()]).double()
     n = len(joint)
@@ -129,21 +131,29 @@ def mean_bandwidth(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _checked_bandwidths(bandwidths: Tensor | Sequence[float], device: torch.device) -> Tensor:
-    result = torch.as_tensor(bandwidths, dtype=torch.float64, device=device).detach()
+    result = torch.as_tensor(bandwidths, dtype=torch.float64).detach()
     if result.dim() != 1 or len(result) == 0:
         raise ValueError(
             f"squared_mmd: bandwidths must be a non-empty list, got shape {list(result.shape)}"
         )
     # Only host values are looked at: a check of device values would stop the GPU in every step.
-    on_host = not isinstance(bandwidths, Tensor) or bandwidths.device.type == "cpu"
-    if on_host and not torch.compiler.is_compiling():
+    if result.device.type == "cpu" and not torch.compiler.is_compiling():
         wrong = ~(result.isfinite() & (result > 0))
         if bool(wrong.any()):
             raise ValueError(
                 "squared_mmd: bandwidths must be positive and finite, got "
-                f"{float(result[wrong.to(device)][0])}"
+                f"{float(result[wrong][0])}"
             )
-    return result
+        if device.type == "cuda":
+            return _on_device(tuple(result.tolist()), device)
+    return result.to(device)
+
+
+@functools.lru_cache(maxsize=64)
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Host values on a device, copied once: no CUDA graph can hold a copy from the host."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float64, device=device)
 
 
 @torch.library.custom_op("vqkern::squared_mmd", mutates_args=())

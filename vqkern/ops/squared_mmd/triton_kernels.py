@@ -29,6 +29,8 @@ _COLUMNS_EACH = 2048
 _ROWS = 64
 # float64 costs nothing for so few.
 _FEW_POINTS = 512
+# As many are unrolled.
+_FEW_RATES = 8
 _COMPLETE = 62 - 15 - 8
 
 
@@ -68,22 +70,36 @@ def _dot_add(a, b, c, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def _kernel_sums(exponent, table, num_rates, RATES: tl.constexpr, INTERPRETED: tl.constexpr):
+def _kernel_sums(
+    exponent, table, num_rates, RATES: tl.constexpr, LADDER_OF: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):  # fmt: skip
     """2^c sum_i k_i and 2^c sum_i r_i k_i, where 2^exponent is 2^c times the widest kernel.
 
-    RATES: how many rates double; 0: as the table says, and c is in the weights alone.
+    LADDER_OF: that many rates double; 0: as the table says, and c is in the weights alone. RATES:
+    how many there are if few; 0: as num_rates says.
     """
-    if RATES > 0:
+    if LADDER_OF > 0:
         term = _exp2(exponent, INTERPRETED)
         shift: tl.constexpr = (
-            15 - RATES if RATES < 5 else (7 if RATES == 5 else (3 if RATES == 6 else 1))
+            15 - LADDER_OF
+            if LADDER_OF < 5
+            else (7 if LADDER_OF == 5 else (3 if LADDER_OF == 6 else 1))
         )
         kernel = term
         weight = term
-        for i in tl.static_range(1, RATES):
+        for i in tl.static_range(1, LADDER_OF):
             term = term * term
             kernel += 2.0 ** (shift - shift * 2**i) * term
             weight += 2.0 ** (shift - shift * 2**i + i) * term
+    elif RATES > 0:
+        # Unrolled: a loop of unknown length within keeps Triton from loading tiles ahead.
+        kernel = tl.zeros(exponent.shape, tl.float32)
+        weight = tl.zeros(exponent.shape, tl.float32)
+        for i in tl.static_range(0, RATES):
+            term = _exp2(exponent * tl.load(table + i), INTERPRETED)
+            kernel += term
+            weight += tl.load(table + MOST_RATES + i) * term
     else:
         kernel = tl.zeros(exponent.shape, tl.float32)
         weight = tl.zeros(exponent.shape, tl.float32)
@@ -118,7 +134,7 @@ def _sweep_kernel(
     left, right, table, state, value, left_pull, left_sum, right_pull, right_sum,
     num_tiles, tiles_each, num_rates, quantum,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RATES: tl.constexpr,
-    ABOVE: tl.constexpr, DIAGONAL: tl.constexpr, PULL_LEFT: tl.constexpr,
+    LADDER_OF: tl.constexpr, ABOVE: tl.constexpr, DIAGONAL: tl.constexpr, PULL_LEFT: tl.constexpr,
     PULL_RIGHT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Kernel sums and pulls of one block of left points and one run of tiles of right points.
@@ -126,7 +142,7 @@ def _sweep_kernel(
     ABOVE: both are one set, of which only tiles right of the diagonal ones are taken; DIAGONAL:
     those on the diagonal, without the pairs of a point and itself. Points have few channels.
     """
-    if (tl.load(state + LADDER) != 0) != (RATES > 0):
+    if (tl.load(state + LADDER) != 0) != (LADDER_OF > 0):
         return
     FORM: tl.constexpr = 4 * WIDTH
     block = tl.program_id(0)
@@ -150,7 +166,7 @@ def _sweep_kernel(
             column = tl.cast(tile, tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
             b = tl.load(right + column[:, None] * FORM + channel[None, :])
             exponent = _dot(a, tl.trans(b), INTERPRETED)
-            kernel, weight = _kernel_sums(exponent, table, num_rates, RATES, INTERPRETED)
+            kernel, weight = _kernel_sums(exponent, table, num_rates, RATES, LADDER_OF, INTERPRETED)
             if DIAGONAL:
                 same = row[:, None] == column[None, :]
                 kernel = tl.where(same, 0.0, kernel)
@@ -185,15 +201,15 @@ def _wide_kernel(
     left, right, table, state, value, pull, sums,
     num_tiles, tiles_each, num_rates, quantum,
     WIDTH: tl.constexpr, FORM: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, RATES: tl.constexpr, SAME: tl.constexpr, PULL: tl.constexpr,
-    INTERPRETED: tl.constexpr,
+    COLUMNS: tl.constexpr, RATES: tl.constexpr, LADDER_OF: tl.constexpr, SAME: tl.constexpr,
+    PULL: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """As `_sweep_kernel`, for any number of channels: CHUNK at a time, and of the pull a program.
 
     SAME: both are one set, without the pairs of a point and itself; where nothing is pulled, tiles
     left of the diagonal are left out and those right of it count twice.
     """
-    if (tl.load(state + LADDER) != 0) != (RATES > 0):
+    if (tl.load(state + LADDER) != 0) != (LADDER_OF > 0):
         return
     block = tl.program_id(0)
     row = block.to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -216,7 +232,7 @@ def _wide_kernel(
                 a = tl.load(left + row[:, None] * FORM + (start + channel)[None, :])
                 b = tl.load(right + column[None, :] * FORM + (start + channel)[:, None])
                 exponent = _dot_add(a, b, exponent, INTERPRETED)
-            kernel, weight = _kernel_sums(exponent, table, num_rates, RATES, INTERPRETED)
+            kernel, weight = _kernel_sums(exponent, table, num_rates, RATES, LADDER_OF, INTERPRETED)
             if SAME:
                 same = row[:, None] == column[None, :]
                 kernel = tl.where(same, 0.0, kernel)
@@ -432,10 +448,11 @@ def _swept(
         left, right = sets[walk.left].left, sets[walk.right].right
         to = kernels[start:]
         options = dict(num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True)
-        for rates in (count, 0) if count <= points.MOST_DOUBLINGS.value else (0,):
+        few = count if count <= _FEW_RATES else 0
+        for ladder in (count, 0) if count <= points.MOST_DOUBLINGS.value else (0,):
             programs = (
                 grid.programs
-                if rates
+                if ladder
                 else min(grid.programs, triton.cdiv(8 * processors, grid.blocks))
             )
             numbers = (grid.tiles, grid.each, count, 2.0**bits)
@@ -443,15 +460,15 @@ def _swept(
                 _sweep_kernel[(grid.blocks, programs)](
                     left, right, table, state, to, *room.get(walk.left_pull, none),
                     *room.get(walk.right_pull, none), *numbers, width, tile.rows, tile.columns,
-                    rates, walk.above, walk.diagonal, bool(walk.left_pull), bool(walk.right_pull),
-                    interpreted, **options,
+                    few, ladder, walk.above, walk.diagonal, bool(walk.left_pull),
+                    bool(walk.right_pull), interpreted, **options,
                 )  # fmt: skip
             else:
                 pull = bool(walk.left_pull)
                 _wide_kernel[(grid.blocks, programs, chunks if pull else 1)](
                     left, right, table, state, to, *room.get(walk.left_pull, none), *numbers,
-                    width, form, channels, tile.rows, tile.columns, rates, walk.diagonal, pull,
-                    interpreted, **options,
+                    width, form, channels, tile.rows, tile.columns, few, ladder, walk.diagonal,
+                    pull, interpreted, **options,
                 )  # fmt: skip
 
     blocks = {name: triton.cdiv(sizes[name], _ROWS) for name in "xy"}
