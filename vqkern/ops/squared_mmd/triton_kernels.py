@@ -42,7 +42,7 @@ class Tile(NamedTuple):
 
 
 NARROW = Tile(64, 64, 4, 3)
-WIDE = Tile(64, 64, 4, 2)
+WIDE = Tile(64, 64, 8, 2)
 WITHOUT_PULL = Tile(64, 64, 4, 3)
 
 
