@@ -24,12 +24,16 @@ import triton.language as tl
 from torch import Tensor
 
 from . import certificate
-from .triton_exact import challenge, challenge_by
-
-# What becomes of a row.
-NO_CODE = tl.constexpr(0)  # not finite: index -1, distance inf
-SCREENED = tl.constexpr(1)
-SCANNED = tl.constexpr(2)
+from .triton_decide import (
+    NO_CODE,
+    SCANNED,
+    SCREENED,
+    append,
+    device_limits,
+    nearest_in_groups,
+    no_rows,
+    scan,
+)
 
 KEPT = tl.constexpr(3)  # groups a row keeps for each quarter
 DEPTH = tl.constexpr(4)  # KEPT and the bound of the best group that was not kept
@@ -47,11 +51,6 @@ UPWARDS = tl.constexpr(1 + 2.0**-19)
 _SURVEY_ROWS = 128
 _ROUNDED_ROWS = 64
 _MAX_SPLITS = 64
-_SCAN_CODES = 256
-_SCAN_WARPS = 8
-_SCAN_STATES = 1024  # rows whose states are read at once
-_SCAN_SHARED = 1024  # rows whose scan is shared out
-_SCAN_PARTS = 128
 
 
 class Tile(NamedTuple):
@@ -334,7 +333,7 @@ def _screen_kernel(
 
 @triton.jit(do_not_specialize=["num_codes"])
 def _rescore_kernel(
-    z, codes, state, lower, group, upper, index, distance, num_codes,
+    z, codes, state, lower, group, upper, index, distance, left_rows, left_count, num_codes,
     D: tl.constexpr, SPLITS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """The exact decision for one row among the groups that its bounds leave."""
@@ -349,91 +348,12 @@ def _rescore_kernel(
     lost = tl.sum((possible & (kept == 0)).to(tl.int32), 0) > 0
     if (kind == SCREENED) & lost:
         tl.store(state + row, SCANNED)
+    if (kind == SCANNED) | ((kind == SCREENED) & lost):
+        append(row, left_rows, left_count)
     open = possible & kept & (kind == SCREENED) & (lost == 0)
-    best = tl.full([], -1, tl.int64)
-    best_key = tl.full([], float("inf"), tl.float64)
-    left = tl.sum(open.to(tl.int32), 0)
-    while left > 0:
-        # Groups in ascending order: a code met later loses a tie.
-        next = tl.min(tl.where(open, id, 2147483647), 0)
-        best, best_key = challenge(
-            z + row * D, codes, next.to(tl.int64) * GROUP, num_codes, best, best_key, D, GROUP
-        )
-        open = open & (id != next)
-        left = tl.sum(open.to(tl.int32), 0)
+    best, best_key = nearest_in_groups(z + row * D, codes, id, open, num_codes, D, GROUP)
     tl.store(index + row, best)
     tl.store(distance + row, best_key.to(tl.float32))
-
-
-@triton.jit(do_not_specialize=["num_rows", "num_codes"])
-def _scan_kernel(
-    z, codes, spread, state, index, distance, part_row, part_best, num_rows, num_codes,
-    D: tl.constexpr, CODES: tl.constexpr, STATES: tl.constexpr, SHARED: tl.constexpr,
-    PARTS: tl.constexpr,
-):  # fmt: skip
-    """The exact decision over all codes, for the rows that the screen could not narrow down.
-
-    The first SHARED such rows are shared out, a part of the codes to a program, and `part_best`
-    keeps the nearest of each part; the rest have a program each.
-    """
-    program = tl.program_id(0)
-    part, lane = program % PARTS, program // PARTS
-    lanes = tl.num_programs(0) // PARTS
-    steps = tl.cdiv(tl.cdiv(num_codes, CODES), PARTS)
-    differ = tl.load(spread) > 0
-    met = 0
-    for start in range(0, num_rows, STATES):
-        place = tl.cast(start, tl.int64) + tl.arange(0, STATES)
-        kind = tl.load(state + place, mask=place < num_rows, other=0)
-        open = kind == SCANNED
-        left = tl.sum(open.to(tl.int32), 0)
-        while left > 0:
-            row = tl.min(tl.where(open, place, 9223372036854775807), 0)
-            shared = met < SHARED
-            mine = met % lanes == lane
-            begin = part * steps * CODES
-            stop = tl.minimum(begin + steps * CODES, num_codes)
-            if not shared:
-                mine = met % tl.num_programs(0) == program
-                begin = 0
-                stop = num_codes
-            if mine:
-                best = tl.full([], -1, tl.int64)
-                best_key = tl.full([], float("inf"), tl.float64)
-                for first in range(begin, stop, CODES):
-                    # Where all finite codes are one vector, as in a codebook that starts at zero,
-                    # the first of them wins.
-                    if differ | (best < 0):
-                        best, best_key = challenge(
-                            z + row * D, codes, tl.cast(first, tl.int64), num_codes,
-                            best, best_key, D, CODES,
-                        )  # fmt: skip
-                if shared:
-                    tl.store(part_best + met * PARTS + part, best)
-                    tl.store(part_row + met, row, mask=part == 0)
-                else:
-                    tl.store(index + row, best)
-                    tl.store(distance + row, best_key.to(tl.float32))
-            met += 1
-            open = open & (place != row)
-            left -= 1
-
-
-@triton.jit
-def _join_kernel(
-    z, codes, index, distance, part_row, part_best,
-    D: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    """The nearest of what the parts of a shared scan found."""
-    slot = tl.program_id(0).to(tl.int64)
-    row = tl.load(part_row + slot)
-    if row >= 0:
-        code = tl.load(part_best + slot * PARTS + tl.arange(0, PARTS))
-        best = tl.full([], -1, tl.int64)
-        best_key = tl.full([], float("inf"), tl.float64)
-        best, best_key = challenge_by(z + row * D, codes, code, code >= 0, best, best_key, D)
-        tl.store(index + row, best)
-        tl.store(distance + row, best_key.to(tl.float32))
 
 
 def padded_width(d: int) -> int:
@@ -488,24 +408,13 @@ def _search(z: Tensor, codes: Tensor, splits: int | None) -> tuple[Tensor, Tenso
         return index, distance, torch.empty(0, dtype=torch.int8, device=device)
     with torch.cuda.device_of(z):
         s = _screen(z, codes, splits)
+        (left,) = no_rows(n, device)
         # Contraction would break the error-free transformations.
         _rescore_kernel[(n,)](
-            z, codes, s.state, s.lower, s.group, s.upper, index, distance, k, d, s.lower.shape[1],
-            s.tile.codes // 4, num_warps=1, enable_fp_fusion=False,
+            z, codes, s.state, s.lower, s.group, s.upper, index, distance, *left, k, d,
+            s.lower.shape[1], s.tile.codes // 4, num_warps=1, enable_fp_fusion=False,
         )  # fmt: skip
-        programs = 4 * _device_limits(device)[0]
-        shared, parts = min(n, _SCAN_SHARED), min(_SCAN_PARTS, triton.next_power_of_2(programs))
-        part_row = torch.full((shared,), -1, dtype=torch.int64, device=device)
-        part_best = torch.empty(shared, parts, dtype=torch.int64, device=device)
-        _scan_kernel[(triton.cdiv(programs, parts) * parts,)](
-            z, codes, s.spread, s.state, index, distance, part_row, part_best, n, k, d,
-            _SCAN_CODES, _SCAN_STATES, shared, parts,
-            num_warps=_SCAN_WARPS, enable_fp_fusion=False,
-        )  # fmt: skip
-        _join_kernel[(shared,)](
-            z, codes, index, distance, part_row, part_best, d, parts,
-            num_warps=4, enable_fp_fusion=False,
-        )  # fmt: skip
+        scan(z, codes, s.spread, left, index, distance)
     if certificate.recording():
         _record(s, k)
     return index, distance, s.state
@@ -527,18 +436,10 @@ def _record(screen: Screen, k: int) -> None:
     )
 
 
-def _device_limits(device: torch.device) -> tuple[int, int]:
-    """Multiprocessors, and bytes of shared memory a block may use."""
-    if device.type != "cuda":
-        return 2, 1 << 18
-    properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count, properties.shared_memory_per_block_optin
-
-
 def _screen(z: Tensor, codes: Tensor, splits: int | None) -> Screen:
     """Round contiguous z and codes to fp16, with bounds, and score all codes."""
     (n, d), k, device = z.shape, len(codes), z.device
-    processors, shared = _device_limits(device)
+    processors, shared = device_limits(device)
     tile = choose_tile(d, shared)
     width = padded_width(d)
     channels = min(width, 64)
