@@ -46,6 +46,26 @@ __device__ inline double measure(const float* z, const float* e, int d) {
   return total < INFINITY ? total : INFINITY;
 }
 
+// |z - e|^2 in float32, off by (d + 3) 2^-23 of itself and what underflows at most; infinity or NaN
+// where it overflows.
+__device__ inline float about(const float* z, const float* e, int d) {
+  float total = 0;
+  int channel = 0;
+  if (d % 4 == 0) {
+    for (; channel < d; channel += 4) {
+      float4 a = *reinterpret_cast<const float4*>(z + channel);
+      float4 b = __ldg(reinterpret_cast<const float4*>(e + channel));
+      float4 c = make_float4(a.x - b.x, a.y - b.y, a.z - b.z, a.w - b.w);
+      total = fmaf(c.x, c.x, fmaf(c.y, c.y, fmaf(c.z, c.z, fmaf(c.w, c.w, total))));
+    }
+  }
+  for (; channel < d; ++channel) {
+    float difference = z[channel] - __ldg(e + channel);
+    total = fmaf(difference, difference, total);
+  }
+  return total;
+}
+
 // The nearest and the next nearest code that a lane has met.
 struct Nearest {
   double key = INFINITY, next = INFINITY;
@@ -140,10 +160,10 @@ __device__ inline bool load_kept(const Screen& s, int split, int64_t row, int la
 #pragma unroll
   for (int i = 0; i < kQuarters; ++i) {
     lost = lost || kept[i] > s.capacity;
-    entries[i] = lane < min(kept[i], s.capacity) ? s.kept[(at + i) * s.capacity + lane]
-                                                 : Kept{INFINITY, 0};
+    // Entries beyond the count are there and mean nothing.
+    entries[i] = lane < s.capacity ? s.kept[(at + i) * s.capacity + lane] : Kept{INFINITY, 0};
     // A group none of whose codes is finite cannot win.
-    if (!(entries[i].bound < INFINITY)) entries[i].bound = NAN;
+    if (lane >= kept[i] || !(entries[i].bound < INFINITY)) entries[i].bound = NAN;
   }
   return lost;
 }
@@ -156,20 +176,21 @@ __global__ __launch_bounds__(kWarps * 32) void decide_int8_kernel(
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (row >= s.n) return;
   Open* open = all_open[threadIdx.x / 32];
+  // All that can be loaded is, before anything is looked at.
   const int8_t kind = state[row];
+  float upper = lane < splits ? s.upper[static_cast<int64_t>(lane) * s.n + row] : INFINITY;
+  Kept entries[kQuarters];
+  bool lost = load_kept(s, 0, row, lane, entries);
   if (kind != kScreened) {
     if (lane == 0) leave(out, row, state, kind);
     return;
   }
-  float upper = lane < splits ? s.upper[static_cast<int64_t>(lane) * s.n + row] : INFINITY;
   upper = warp_min(upper);
   const float4 row_terms = s.row_terms[row];
   const uint8_t* mine = s.rows + row / kRows * s.chunks * kRows * kChunk + row % kRows * kChunk;
   int count = 0;
-  bool lost = false;
   for (int split = 0; split < splits && !lost; ++split) {
-    Kept entries[kQuarters];
-    lost = load_kept(s, split, row, lane, entries);
+    if (split > 0) lost = load_kept(s, split, row, lane, entries);
 #pragma unroll
     for (int quarter = 0; quarter < kQuarters; ++quarter) {
       const Kept entry = entries[quarter];
@@ -228,19 +249,21 @@ __global__ __launch_bounds__(kWarps * 32) void decide_half_kernel(
   const int lane = threadIdx.x % 32;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (row >= s.n) return;
+  // All that can be loaded is, before anything is looked at.
   const int8_t kind = state[row];
+  float upper = lane < splits ? s.upper[static_cast<int64_t>(lane) * s.n + row] : INFINITY;
+  Kept entries[kQuarters];
+  bool lost = load_kept(s, 0, row, lane, entries);
   if (kind != kScreened) {
     if (lane == 0) leave(out, row, state, kind);
     return;
   }
-  float upper = lane < splits ? s.upper[static_cast<int64_t>(lane) * s.n + row] : INFINITY;
   upper = warp_min(upper);
   Nearest nearest;
-  bool lost = false;
+  float closest = INFINITY;
   int met = 0;
   for (int split = 0; split < splits && !lost; ++split) {
-    Kept entries[kQuarters];
-    lost = load_kept(s, split, row, lane, entries);
+    if (split > 0) lost = load_kept(s, split, row, lane, entries);
 #pragma unroll
     for (int quarter = 0; quarter < kQuarters; ++quarter) {
       uint32_t left = lost ? 0 : __ballot_sync(kAll, entries[quarter].bound <= upper);
@@ -248,9 +271,17 @@ __global__ __launch_bounds__(kWarps * 32) void decide_half_kernel(
         const int group = __shfl_sync(kAll, entries[quarter].group, __ffs(left) - 1);
         left &= left - 1;
         met += min(kHalfGroup, k - group * kHalfGroup);
-        for (int within = lane; within < kHalfGroup; within += 32) {
-          const int64_t code = static_cast<int64_t>(group) * kHalfGroup + within;
-          if (code < k) nearest.meet(measure(z + row * d, codes + code * d, d), static_cast<int>(code));
+        // float32 first: it rules out all but one or two codes, and costs a fraction.
+        const int64_t one = static_cast<int64_t>(group) * kHalfGroup + lane, two = one + 32;
+        const float first = one < k ? about(z + row * d, codes + one * d, d) : INFINITY;
+        const float second = two < k ? about(z + row * d, codes + two * d, d) : INFINITY;
+        closest = fminf(closest, warp_min(fminf(first, second)));
+        const float limit = fmaf(closest, (d + 8) * 0x1p-22f, closest) + 1e-36f;
+        if (first <= limit && one < k) {
+          nearest.meet(measure(z + row * d, codes + one * d, d), static_cast<int>(one));
+        }
+        if (second <= limit && two < k) {
+          nearest.meet(measure(z + row * d, codes + two * d, d), static_cast<int>(two));
         }
       }
     }

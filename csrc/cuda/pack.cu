@@ -12,7 +12,6 @@ namespace {
 
 constexpr int kSurveyWarps = 8;
 constexpr int kMostChannels = 256;
-constexpr int kPerLane = kMostChannels / 32;
 
 __device__ inline bool finite(float x) { return fabsf(x) < INFINITY; }
 
@@ -42,10 +41,12 @@ __device__ inline int exponent_of(double x) {
 }
 
 // Each block's sum, minimum and maximum of every channel over its finite codes, and their number.
+// A warp takes kAtOnce codes together, a lane up to kPerLane of their channels.
+template <int kPerLane, int kAtOnce>
 __global__ void survey_kernel(const float* codes, int k, int d, double* sum, float* low, float* high,
                               int* count) {
-  __shared__ double sums[kSurveyWarps][kMostChannels];
-  __shared__ float lows[kSurveyWarps][kMostChannels], highs[kSurveyWarps][kMostChannels];
+  __shared__ double sums[kSurveyWarps][32 * kPerLane];
+  __shared__ float lows[kSurveyWarps][32 * kPerLane], highs[kSurveyWarps][32 * kPerLane];
   __shared__ int counts[kSurveyWarps];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   double total[kPerLane] = {};
@@ -53,22 +54,31 @@ __global__ void survey_kernel(const float* codes, int k, int d, double* sum, flo
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) least[i] = INFINITY, most[i] = -INFINITY;
   int found = 0;
-  for (int code = blockIdx.x * kSurveyWarps + warp; code < k; code += gridDim.x * kSurveyWarps) {
-    float value[kPerLane];
-    bool good = true;
+  const int stride = gridDim.x * kSurveyWarps * kAtOnce;
+  for (int first = (blockIdx.x * kSurveyWarps + warp) * kAtOnce; first < k; first += stride) {
+    float value[kAtOnce][kPerLane];
 #pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      int channel = lane + 32 * i;
-      value[i] = channel < d ? codes[static_cast<int64_t>(code) * d + channel] : 0.0f;
-      good = good && finite(value[i]);
+    for (int j = 0; j < kAtOnce; ++j) {
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) {
+        const int channel = lane + 32 * i;
+        const bool inside = channel < d && first + j < k;
+        value[j][i] = inside ? codes[static_cast<int64_t>(first + j) * d + channel] : 0.0f;
+      }
     }
-    if (!__all_sync(0xffffffff, good)) continue;
-    ++found;
 #pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      total[i] += value[i];
-      least[i] = fminf(least[i], value[i]);
-      most[i] = fmaxf(most[i], value[i]);
+    for (int j = 0; j < kAtOnce; ++j) {
+      bool good = first + j < k;
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) good = good && finite(value[j][i]);
+      if (!__all_sync(0xffffffff, good)) continue;
+      ++found;
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) {
+        total[i] += value[j][i];
+        least[i] = fminf(least[i], value[j][i]);
+        most[i] = fmaxf(most[i], value[j][i]);
+      }
     }
   }
 #pragma unroll
@@ -88,9 +98,10 @@ __global__ void survey_kernel(const float* codes, int k, int d, double* sum, flo
       lowest = fminf(lowest, lows[i][channel]);
       highest = fmaxf(highest, highs[i][channel]);
     }
-    sum[static_cast<int64_t>(channel) * gridDim.x + blockIdx.x] = all;
-    low[static_cast<int64_t>(channel) * gridDim.x + blockIdx.x] = lowest;
-    high[static_cast<int64_t>(channel) * gridDim.x + blockIdx.x] = highest;
+    const int64_t at = static_cast<int64_t>(channel) * gridDim.x + blockIdx.x;
+    sum[at] = all;
+    low[at] = lowest;
+    high[at] = highest;
   }
   if (threadIdx.x == 0) {
     int all = 0;
@@ -431,7 +442,8 @@ __global__ void pack_rows_int8_kernel(const float* z, int n, int d, const float*
 
 int survey(const float* codes, int k, int d, int blocks, double* sum, float* low, float* high,
            int* count, float* centre, double* spread, cudaStream_t stream) {
-  survey_kernel<<<blocks, kSurveyWarps * 32, 0, stream>>>(codes, k, d, sum, low, high, count);
+  auto kernel = d <= 32 ? survey_kernel<1, 8> : d <= 64 ? survey_kernel<2, 4> : survey_kernel<8, 1>;
+  kernel<<<blocks, kSurveyWarps * 32, 0, stream>>>(codes, k, d, sum, low, high, count);
   centre_kernel<<<1, 512, 0, stream>>>(sum, low, high, count, blocks, d, centre, spread);
   return cudaGetLastError();
 }

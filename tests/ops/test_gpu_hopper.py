@@ -85,7 +85,7 @@ def test_more_candidates_than_a_list_holds(d):
     their spread: lists run over, and such rows are scanned.
     """
     centre = torch.randn(1, d) * 10
-    codes = torch.cat([centre + 1e-5 * torch.randn(6000, d), torch.randn(3000, d) * 10])
+    codes = torch.cat([centre + 1e-5 * torch.randn(50000, d), torch.randn(3000, d) * 10])
     z = torch.cat([centre + 1e-5 * torch.randn(40, d), torch.randn(300, d) * 10])
     index, distance, certificate = nearest(z, codes)
     expected = vqkern.nearest_code(z, codes)
