@@ -86,11 +86,15 @@ __device__ inline void give(int* rows, int* count, int64_t row) {
   rows[atomicAdd(count, 1)] = static_cast<int>(row);
 }
 
+// Each key is off by (d + 3) 2^-53 of itself at most: beyond this limit no code is the nearest.
+__device__ inline double tie_limit(double least, int d) {
+  return __dadd_rn(least, __dmul_rn(least, 4 * (d + 3) * 0x1p-53));
+}
+
 // Writes the row's answer, or puts it among the ties and says so.
 __device__ inline bool settle(const Nearest& mine, const Decision& out, int64_t row, int d, int lane) {
   double least = warp_min(mine.key);
-  // Each key is off by (d + 3) 2^-53 of itself at most: beyond this limit no code is the nearest.
-  double limit = __dadd_rn(least, __dmul_rn(least, 4 * (d + 3) * 0x1p-53));
+  double limit = tie_limit(least, d);
   uint32_t near = __ballot_sync(kAll, mine.key <= limit && mine.code >= 0);
   uint32_t more = __ballot_sync(kAll, mine.next <= limit && mine.next < INFINITY);
   bool tied = __popc(near) > 1 || more;
@@ -160,10 +164,10 @@ __device__ inline bool load_kept(const Screen& s, int split, int64_t row, int la
 #pragma unroll
   for (int i = 0; i < kQuarters; ++i) {
     lost = lost || kept[i] > s.capacity;
-    // Entries beyond the count are there and mean nothing.
-    entries[i] = lane < s.capacity ? s.kept[(at + i) * s.capacity + lane] : Kept{INFINITY, 0};
+    entries[i] = lane < min(kept[i], s.capacity) ? s.kept[(at + i) * s.capacity + lane]
+                                                 : Kept{NAN, 0};
     // A group none of whose codes is finite cannot win.
-    if (lane >= kept[i] || !(entries[i].bound < INFINITY)) entries[i].bound = NAN;
+    if (!(entries[i].bound < INFINITY)) entries[i].bound = NAN;
   }
   return lost;
 }
@@ -243,55 +247,95 @@ __global__ __launch_bounds__(kWarps * 32) void decide_int8_kernel(
   }
 }
 
+// Eight lanes take a row, each an eighth of a group: what a row waits for, four rows wait for
+// together.
+constexpr int kLanes = 8;
+constexpr int kCodes = kHalfGroup / kLanes;
+
+template <class Value>
+__device__ inline Value eight_min(Value x) {
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    Value other = __shfl_xor_sync(kAll, x, step);
+    x = other < x ? other : x;
+  }
+  return x;
+}
+
 __global__ __launch_bounds__(kWarps * 32) void decide_half_kernel(
     const Screen s, int splits, const float* z, const float* codes, int k, int d, int8_t* state,
     const Decision out) {
-  const int lane = threadIdx.x % 32;
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  if (row >= s.n) return;
-  // All that can be loaded is, before anything is looked at.
-  const int8_t kind = state[row];
-  float upper = lane < splits ? s.upper[static_cast<int64_t>(lane) * s.n + row] : INFINITY;
-  Kept entries[kQuarters];
-  bool lost = load_kept(s, 0, row, lane, entries);
-  if (kind != kScreened) {
-    if (lane == 0) leave(out, row, state, kind);
-    return;
+  const int lane = threadIdx.x % kLanes, base = threadIdx.x % 32 / kLanes * kLanes;
+  const int64_t row = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kLanes;
+  const bool inside = row < s.n;
+  const int8_t kind = inside ? state[row] : kNoCode;
+  const bool open = inside && kind == kScreened;
+  float upper = INFINITY;
+  for (int i = lane; i < splits; i += kLanes) {
+    if (open) upper = fminf(upper, s.upper[static_cast<int64_t>(i) * s.n + row]);
   }
-  upper = warp_min(upper);
+  upper = eight_min(upper);
+  const float* mine = z + row * d;
   Nearest nearest;
   float closest = INFINITY;
   int met = 0;
-  for (int split = 0; split < splits && !lost; ++split) {
-    if (split > 0) lost = load_kept(s, split, row, lane, entries);
+  bool lost = false;
+  for (int split = 0; split < splits; ++split) {
+    const int64_t at = (static_cast<int64_t>(split) * s.n + row) * kQuarters;
+    const int4 counts = open ? *reinterpret_cast<const int4*>(s.kept_count + at) : int4{};
+    const int kept[kQuarters] = {counts.x, counts.y, counts.z, counts.w};
+    Kept entries[kQuarters];
 #pragma unroll
-    for (int quarter = 0; quarter < kQuarters; ++quarter) {
-      uint32_t left = lost ? 0 : __ballot_sync(kAll, entries[quarter].bound <= upper);
-      while (left) {
-        const int group = __shfl_sync(kAll, entries[quarter].group, __ffs(left) - 1);
-        left &= left - 1;
-        met += min(kHalfGroup, k - group * kHalfGroup);
+    for (int i = 0; i < kQuarters; ++i) {
+      lost = lost || kept[i] > s.capacity;
+      entries[i] = lane < min(kept[i], s.capacity) ? s.kept[(at + i) * s.capacity + lane]
+                                                   : Kept{NAN, 0};
+    }
+#pragma unroll
+    for (int i = 0; i < kQuarters; ++i) {
+      // A group none of whose codes is finite cannot win.
+      const bool possible = entries[i].bound <= upper && entries[i].bound < INFINITY && !lost;
+      uint32_t left = __ballot_sync(kAll, possible) >> base & ((1u << kLanes) - 1);
+      while (__any_sync(kAll, left)) {
+        const int group = __shfl_sync(kAll, entries[i].group, base + (left ? __ffs(left) - 1 : 0));
+        const int64_t first = static_cast<int64_t>(group) * kHalfGroup + lane;
         // float32 first: it rules out all but one or two codes, and costs a fraction.
-        const int64_t one = static_cast<int64_t>(group) * kHalfGroup + lane, two = one + 32;
-        const float first = one < k ? about(z + row * d, codes + one * d, d) : INFINITY;
-        const float second = two < k ? about(z + row * d, codes + two * d, d) : INFINITY;
-        closest = fminf(closest, warp_min(fminf(first, second)));
+        float near[kCodes], least = INFINITY;
+#pragma unroll
+        for (int j = 0; j < kCodes; ++j) {
+          const int64_t code = first + j * kLanes;
+          near[j] = left && code < k ? about(mine, codes + code * d, d) : NAN;
+          least = fminf(least, near[j]);
+        }
+        closest = fminf(closest, eight_min(least));
         const float limit = fmaf(closest, (d + 8) * 0x1p-22f, closest) + 1e-36f;
-        if (first <= limit && one < k) {
-          nearest.meet(measure(z + row * d, codes + one * d, d), static_cast<int>(one));
+#pragma unroll
+        for (int j = 0; j < kCodes; ++j) {
+          const int64_t code = first + j * kLanes;
+          if (near[j] <= limit) nearest.meet(measure(mine, codes + code * d, d), static_cast<int>(code));
         }
-        if (second <= limit && two < k) {
-          nearest.meet(measure(z + row * d, codes + two * d, d), static_cast<int>(two));
-        }
+        if (left) met += min(kHalfGroup, k - group * kHalfGroup);
+        left &= left - 1;
       }
     }
   }
-  if (lost) {
-    if (lane == 0) leave(out, row, state, kScreened);
-    return;
+  const double least = eight_min(nearest.key);
+  const double limit = tie_limit(least, d);
+  const uint32_t mask = (1u << kLanes) - 1;
+  const uint32_t near = __ballot_sync(kAll, nearest.key <= limit && nearest.code >= 0) >> base & mask;
+  const uint32_t more = __ballot_sync(kAll, nearest.next <= limit && nearest.next < INFINITY) >> base & mask;
+  const int code = __shfl_sync(kAll, nearest.code, base + (near ? __ffs(near) - 1 : 0));
+  if (lane > 0 || !inside) return;
+  if (!open || lost) {
+    leave(out, row, state, open ? kScreened : kind);
+  } else {
+    if (out.measured != nullptr) atomicAdd(out.measured, static_cast<unsigned long long>(met));
+    if (__popc(near) > 1 || more) {
+      give(out.tied_rows, out.tied_count, row);
+    } else {
+      out.index[row] = near ? code : -1;
+      out.distance[row] = static_cast<float>(least);
+    }
   }
-  count_measured(out, met, lane);
-  settle(nearest, out, row, d, lane);
 }
 
 }  // namespace
@@ -306,8 +350,9 @@ int decide_int8(const Screen& s, int splits, const float* half_norms, const int6
 
 int decide_half(const Screen& s, int splits, const float* z, const float* codes, int k, int d,
                 int8_t* state, const Decision& out, cudaStream_t stream) {
-  decide_half_kernel<<<(s.n + kWarps - 1) / kWarps, kWarps * 32, 0, stream>>>(s, splits, z, codes, k,
-                                                                              d, state, out);
+  constexpr int kBlockRows = kWarps * 32 / kLanes;
+  decide_half_kernel<<<(s.n + kBlockRows - 1) / kBlockRows, kWarps * 32, 0, stream>>>(
+      s, splits, z, codes, k, d, state, out);
   return cudaGetLastError();
 }
 
