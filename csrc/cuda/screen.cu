@@ -54,7 +54,7 @@ struct Int8 {
 // half: the products are half the squared distances themselves, norms riding along as channels.
 // A group: {largest |e|, lost, floor, relative}; a row: {|z - zq|, |zq|, scale, floor}.
 struct Half {
-  static constexpr int kColumns = kHalfColumns, kParts = 2, kRegisters = 32, kTerms = 1, kStretch = 4;
+  static constexpr int kColumns = kHalfColumns, kParts = 2, kRegisters = 32, kTerms = 1, kStretch = 2;
 
   __device__ static void multiply(uint32_t (&d)[32], uint64_t a, uint64_t b, bool add) {
     product_half(d, a, b, add);

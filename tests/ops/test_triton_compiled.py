@@ -19,6 +19,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from vqkern.ops.code_sums import triton_kernels as sums  # noqa: E402
 from vqkern.ops.gaussian_w2 import triton_kernels as gaussian  # noqa: E402
+from vqkern.ops.nearest_code import triton_decide as decide  # noqa: E402
 from vqkern.ops.nearest_code import triton_kernels as nearest  # noqa: E402
 from vqkern.ops.squared_mmd import triton_kernels as mmd  # noqa: E402
 
@@ -73,8 +74,8 @@ def screen(capability, d):
 def exact_types(dtype):
     types = pointers(dtype, "z codes") | pointers("fp32", "lower upper distance")
     types |= pointers("fp64", "spread")
-    types |= pointers("i8", "state") | pointers("i32", "group") | pointers("i64", "index")
-    return types | integers("num_rows num_codes")
+    types |= pointers("i8", "state") | pointers("i32", "group left_rows left_count rows count")
+    return types | pointers("i64", "index part_best") | integers("num_rows num_codes")
 
 
 def rescore(capability, d, dtype="fp32", splits=1):
@@ -86,21 +87,34 @@ def rescore(capability, d, dtype="fp32", splits=1):
 
 def scan(capability, d, dtype="fp32"):
     constants = dict(
-        D=d, CODES=nearest._SCAN_CODES, STATES=nearest._SCAN_STATES, SHARED=nearest._SCAN_SHARED,
-        PARTS=nearest._SCAN_PARTS,
-    )  # fmt: skip
-    types = exact_types(dtype) | pointers("i64", "part_row part_best")
+        D=d, CODES=decide._SCAN_CODES, SHARED=decide._SCAN_SHARED, PARTS=decide._SCAN_PARTS
+    )
     return build(
-        nearest._scan_kernel, capability, types, constants,
-        num_warps=nearest._SCAN_WARPS, enable_fp_fusion=False,
+        decide._scan_kernel, capability, exact_types(dtype), constants,
+        num_warps=decide._SCAN_WARPS, enable_fp_fusion=False,
     )  # fmt: skip
 
 
 def join_parts(capability, d, dtype="fp32"):
-    types = exact_types(dtype) | pointers("i64", "part_row part_best")
     return build(
-        nearest._join_kernel, capability, types, dict(D=d, PARTS=nearest._SCAN_PARTS),
+        decide._join_kernel, capability, exact_types(dtype), dict(D=d, PARTS=decide._SCAN_PARTS),
         num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def ties_of_codes(capability, d, dtype="fp32"):
+    types = exact_types(dtype) | pointers("i32", "candidates")
+    return build(
+        decide._ties_of_codes_kernel, capability, types, dict(D=d, CANDIDATES=128),
+        num_warps=1, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def ties_of_groups(capability, d, dtype="fp32"):
+    types = exact_types(dtype) | pointers("i32", "groups kept_count") | pointers("fp32", "bounds")
+    return build(
+        decide._ties_of_groups_kernel, capability, types,
+        dict(D=d, SPLITS=2, CAPACITY=8, GROUP=64), num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -269,7 +283,18 @@ def case(f, capability, d, fast):
 
 
 FAST_SCREENS = {(90, 8), (90, 256), (80, 64), (80, 256), (100, 16), (120, 128)}
-KERNELS = (rescore, scan, join_parts, survey, round_codes, round_rows, pieces, join)
+KERNELS = (
+    rescore,
+    scan,
+    join_parts,
+    ties_of_codes,
+    ties_of_groups,
+    survey,
+    round_codes,
+    round_rows,
+    pieces,
+    join,
+)
 SWEEPS = (sweep, sweep_upper_half, sweep_same_set)
 PASSES = (moments, pull_back)
 FAST = [(f, 90, 33) for f in (*KERNELS, *SWEEPS)] + [(rescore, 80, 256), (scan, 100, 3)]
@@ -319,7 +344,7 @@ def test_many_splits(tmp_path):
     assert_no_spills(rescore(90, 16, splits=nearest._MAX_SPLITS), 90, tmp_path)
 
 
-@pytest.mark.parametrize("kernel", [rescore, scan, join_parts])
+@pytest.mark.parametrize("kernel", [rescore, scan, join_parts, ties_of_codes, ties_of_groups])
 def test_exact_kernels_contract_nothing(kernel):
     """A multiply-add fused by the compiler would break the error-free transformations."""
     ptx = kernel(90, 8).asm["ptx"]

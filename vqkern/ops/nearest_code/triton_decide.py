@@ -117,32 +117,29 @@ def _scan_kernel(
     left = tl.load(count)
     # Where all finite codes are one vector, as in a codebook that starts at zero, the first wins.
     differ = tl.load(spread) > 0
-    begin = part * steps * CODES
-    stop = tl.minimum(begin + steps * CODES, num_codes)
-    for place in range(lane, tl.minimum(left, SHARED), lanes):
+    shared_left = tl.minimum(left, SHARED)
+    place = tl.where(lane < shared_left, lane, SHARED + program)
+    while place < left:
+        shared = place < SHARED
+        begin = tl.where(shared, part * steps * CODES, 0)
+        stop = tl.where(shared, tl.minimum(begin + steps * CODES, num_codes), num_codes)
         row = tl.load(rows + place).to(tl.int64)
-        best, _ = _nearest_from(z + row * D, codes, differ, begin, stop, num_codes, D, CODES)
-        tl.store(part_best + tl.cast(place, tl.int64) * PARTS + part, best)
-    for place in range(SHARED + program, left, tl.num_programs(0)):
-        row = tl.load(rows + place).to(tl.int64)
-        best, best_key = _nearest_from(
-            z + row * D, codes, differ, 0, num_codes, num_codes, D, CODES
-        )
-        tl.store(index + row, best)
-        tl.store(distance + row, best_key.to(tl.float32))
-
-
-@triton.jit
-def _nearest_from(z, codes, differ, begin, stop, num_codes, D: tl.constexpr, CODES: tl.constexpr):
-    """The nearest of the codes from `begin`, a multiple of CODES, to `stop`, and its distance."""
-    best = tl.full([], -1, tl.int64)
-    best_key = tl.full([], float("inf"), tl.float64)
-    for first in range(begin, stop, CODES):
-        if differ | (best < 0):
-            best, best_key = challenge(
-                z, codes, tl.cast(first, tl.int64), num_codes, best, best_key, D, CODES
-            )
-    return best, best_key
+        best = tl.full([], -1, tl.int64)
+        best_key = tl.full([], float("inf"), tl.float64)
+        for first in range(begin, stop, CODES):
+            if differ | (best < 0):
+                best, best_key = challenge(
+                    z + row * D, codes, tl.cast(first, tl.int64), num_codes, best, best_key,
+                    D, CODES,
+                )  # fmt: skip
+        if shared:
+            tl.store(part_best + tl.cast(place, tl.int64) * PARTS + part, best)
+        else:
+            tl.store(index + row, best)
+            tl.store(distance + row, best_key.to(tl.float32))
+        place += tl.where(shared, lanes, tl.num_programs(0))
+        if shared & (place >= shared_left):
+            place = SHARED + program
 
 
 @triton.jit
