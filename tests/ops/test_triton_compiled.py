@@ -60,10 +60,10 @@ def screen(capability, d):
     tile = nearest.choose_tile(d, TARGETS[capability][1])
     types = pointers("fp32", "scales residuals norms half_norm reach slack floor lower upper")
     types |= pointers("fp16", "rows_rounded codes_rounded") | pointers("i32", "group")
-    types |= integers("num_rows num_tiles tiles_per_split num_splits")
+    types |= pointers("i32", "count") | integers("num_rows num_tiles tiles_per_split num_splits")
     constants = dict(
         WIDTH=nearest.padded_width(d), ROWS=tile.rows, CODES=tile.codes, CHANNELS=tile.channels,
-        RESIDENT=tile.resident, INTERPRETED=False,
+        RESIDENT=tile.resident, INTERPRETED=False, LISTED=capability == 90,
     )  # fmt: skip
     return build(
         nearest._screen_kernel, capability, types, constants,
@@ -81,7 +81,7 @@ def exact_types(dtype):
 def rescore(capability, d, dtype="fp32", splits=1):
     return build(
         nearest._rescore_kernel, capability, exact_types(dtype),
-        dict(D=d, SPLITS=splits, GROUP=32), num_warps=1, enable_fp_fusion=False,
+        dict(D=d, SPLITS=splits, GROUP=32, LISTED=capability == 90), num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -118,10 +118,12 @@ def ties_of_groups(capability, d, dtype="fp32"):
     )  # fmt: skip
 
 
+# Lists of rows are what the CUDA kernels for Hopper GPUs leave over: LISTED on sm_90 alone.
 def survey(capability, d, dtype="fp32"):
     types = pointers(dtype, "codes") | pointers("i8", "finite") | pointers("fp64", "total")
-    types |= pointers("fp32", "low high") | integers("num_codes")
-    constants = dict(D=d, ROWS=nearest._SURVEY_ROWS, CHANNELS=min(nearest.padded_width(d), 64))
+    types |= pointers("fp32", "low high") | pointers("i32", "count") | integers("num_codes")
+    channels = min(nearest.padded_width(d), 64)
+    constants = dict(D=d, ROWS=nearest._SURVEY_ROWS, CHANNELS=channels, LISTED=capability == 90)
     return build(
         nearest._survey_kernel, capability, types, constants, num_warps=4, enable_fp_fusion=True
     )
@@ -131,9 +133,11 @@ def round_codes(capability, d, dtype="fp32"):
     tile = nearest.choose_tile(d, TARGETS[capability][1])
     types = pointers(dtype, "codes") | pointers("i8", "finite") | pointers("fp16", "rounded")
     types |= pointers("fp32", "centre half_norm reach slack floor") | pointers("fp64", "spread")
-    types |= integers("num_codes") | {"g": "fp32"}
+    types |= pointers("i32", "count") | integers("num_codes") | {"g": "fp32"}
     width = nearest.padded_width(d)
-    constants = dict(D=d, WIDTH=width, CODES=tile.codes, CHANNELS=min(width, 64))
+    constants = dict(
+        D=d, WIDTH=width, CODES=tile.codes, CHANNELS=min(width, 64), LISTED=capability == 90
+    )
     return build(
         nearest._round_codes_kernel,
         capability,
@@ -147,9 +151,15 @@ def round_codes(capability, d, dtype="fp32"):
 def round_rows(capability, d, dtype="fp32"):
     types = pointers(dtype, "z") | pointers("fp32", "centre scales residuals norms")
     types |= pointers("fp64", "spread") | pointers("fp16", "rounded") | pointers("i8", "state")
-    types |= integers("num_rows")
+    types |= pointers("i32", "rows count") | integers("num_rows")
     width = nearest.padded_width(d)
-    constants = dict(D=d, WIDTH=width, ROWS=nearest._ROUNDED_ROWS, CHANNELS=min(width, 64))
+    constants = dict(
+        D=d,
+        WIDTH=width,
+        ROWS=nearest._ROUNDED_ROWS,
+        CHANNELS=min(width, 64),
+        LISTED=capability == 90,
+    )
     return build(
         nearest._round_rows_kernel, capability, types, constants, num_warps=4, enable_fp_fusion=True
     )

@@ -6,6 +6,7 @@ it did there. What an interpreter cannot show (races, alignment, tensor-core rou
 """
 
 import functools
+import math
 import os
 import subprocess
 import sys
@@ -194,6 +195,24 @@ def test_a_scan_sees_every_block(monkeypatch, shared):
     rows = torch.tensor([3, 300, 700, 1020])
     assert assert_nearest(codes[rows], codes) == 4
     assert torch.equal(nearest.nearest_code(codes[rows], codes)[0], rows)
+
+
+@pytest.mark.parametrize("listed", [[], [5], [7, 2, 0], list(range(9, -1, -1))])
+@interpreted
+def test_only_listed_rows_are_searched(listed):
+    z, codes = normal(10, 5, 43), normal(300, 5, 44)
+    z[7], codes[9, 0] = math.nan, math.inf
+    (rows,) = decide.no_rows(10, z.device)
+    rows.row[: len(listed)] = torch.tensor(listed, dtype=torch.int32)
+    rows.count[0] = len(listed)
+    index, distance = torch.full((10,), -5), torch.full((10,), -5.0)
+    nearest.search_rows(z, codes, rows, index, distance)
+    expected = vqkern.nearest_code(z, codes, backend="torch")
+    for row in range(10):
+        if row in listed:
+            assert index[row] == expected.index[row] and distance[row] == expected.distance[row]
+        else:
+            assert index[row] == -5 and distance[row] == -5
 
 
 def tied_rows():

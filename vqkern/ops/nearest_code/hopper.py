@@ -5,19 +5,23 @@ the norms riding along as channels, and a score costs half an instruction. Beyon
 rate of halves: codes lie in the order of their norms, so that the largest product of a group of
 neighbours bounds its lowest score and norms never enter the hot loop. Both keep, for each row, a
 list of the groups that could hold the nearest code; csrc/cuda/decide.cu measures those, and the
-Triton kernels of triton_decide.py settle ties and scan for what a list could not hold.
+Triton kernels settle ties and take what a list could not hold.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ... import backend
 from . import certificate
+
+if TYPE_CHECKING:
+    from .triton_kernels import Screen
 
 HALF_CHANNELS = 48
 _ROWS = 256  # of a block
@@ -120,7 +124,7 @@ class _Codes:
         _enqueue("pack_codes", self.int8, codes, k, d, self.order, self.prepared)
 
     def search(self, z: Tensor, index: Tensor, distance: Tensor, splits: int | None) -> None:
-        from . import triton_decide
+        from . import triton_decide, triton_kernels
 
         (n, d), k, device = z.shape, len(self.codes), z.device
         if splits is None:
@@ -149,21 +153,34 @@ class _Codes:
             triton_decide.settle_groups(
                 z, self.codes, kept, kept_count, upper, self.columns // 4, tied, index, distance
             )
-        spread = self.prepared[:8].view(torch.float64)
-        triton_decide.scan(z, self.codes, spread, left, index, distance)
+        # What int8 cannot narrow down, the finer screen of the Triton kernels mostly can; halves
+        # have its precision already.
+        finer = None
+        if self.int8:
+            finer = triton_kernels.search_rows(z, self.codes, left, index, distance)
+        else:
+            spread = self.prepared[:8].view(torch.float64)
+            triton_decide.scan(z, self.codes, spread, left, index, distance)
         if recording:
-            _record(state, int(measured))
+            _record(state, int(measured), finer, int(left.count), k)
 
 
-def _record(state: Tensor, measured: int) -> None:
+def _record(state: Tensor, measured: int, finer: Screen | None, left: int, k: int) -> None:
     """Adds the search to the open certificates."""
     from .triton_decide import NO_CODE, SCANNED, SCREENED
+    from .triton_kernels import counts_of
 
     kinds = torch.bincount(state.long(), minlength=3).tolist()
-    certificate.record(
-        rows=len(state),
-        certified=kinds[SCREENED.value],
-        candidates=measured,
-        scanned=kinds[SCANNED.value],
-        invalid=kinds[NO_CODE.value],
-    )
+    counts = {
+        "rows": len(state),
+        "certified": kinds[SCREENED.value],
+        "candidates": measured,
+        "scanned": kinds[SCANNED.value],
+        "invalid": kinds[NO_CODE.value],
+    }
+    if finer is not None:
+        more = counts_of(finer, left, k)
+        counts["certified"] += more["certified"]
+        counts["candidates"] += more["candidates"]
+        counts["scanned"] += more["scanned"] - left
+    certificate.record(**counts)

@@ -28,6 +28,7 @@ from .triton_decide import (
     NO_CODE,
     SCANNED,
     SCREENED,
+    Rows,
     append,
     device_limits,
     nearest_in_groups,
@@ -127,10 +128,13 @@ def _keep(v, i, v0, v1, v2, v3, i0, i1, i2):
 
 @triton.jit(do_not_specialize=["num_codes"])
 def _survey_kernel(
-    codes, finite, total, low, high, num_codes,
-    D: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    codes, finite, total, low, high, count, num_codes,
+    D: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
     """Which codes are finite; each channel's sum, minimum and maximum over the finite ones."""
+    if LISTED:
+        if tl.load(count) == 0:
+            return
     block = tl.program_id(0).to(tl.int64)
     row = block * ROWS + tl.arange(0, ROWS)
     inside = row < num_codes
@@ -154,8 +158,9 @@ def _survey_kernel(
 
 @triton.jit(do_not_specialize=["num_codes", "g"])
 def _round_codes_kernel(
-    codes, finite, centre, spread, rounded, half_norm, reach, slack, floor, num_codes, g,
+    codes, finite, centre, spread, rounded, half_norm, reach, slack, floor, count, num_codes, g,
     D: tl.constexpr, WIDTH: tl.constexpr, CODES: tl.constexpr, CHANNELS: tl.constexpr,
+    LISTED: tl.constexpr,
 ):  # fmt: skip
     """One tile of codes in fp16, [CODES, WIDTH], zeros beyond D, and the bounds of its groups.
 
@@ -200,12 +205,19 @@ def _round_codes_kernel(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _round_rows_kernel(
-    z, centre, spread, rounded, scales, residuals, norms, state, num_rows,
+    z, centre, spread, rounded, scales, residuals, norms, state, rows, count, num_rows,
     D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    LISTED: tl.constexpr,
 ):  # fmt: skip
     """Rows in fp16 with a power of two each, [ROWS, WIDTH] with zeros beyond D, and their norms."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    inside = row < num_rows
+    slot = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row = slot
+    if LISTED:
+        num_rows = tl.load(count)
+        if tl.program_id(0) * ROWS >= num_rows:
+            return
+        row = tl.load(rows + slot, mask=slot < num_rows, other=0).to(tl.int64)
+    inside = slot < num_rows
     code_scale = _code_scale(spread)
     good = inside
     largest = tl.zeros([ROWS], tl.float64)
@@ -222,7 +234,7 @@ def _round_rows_kernel(
     within = exponent <= ROW_EXPONENT
     exponent = tl.minimum(exponent, ROW_EXPONENT)
     kind = tl.where(good, tl.where(within, SCREENED, SCANNED), NO_CODE)
-    tl.store(state + row, kind.to(tl.int8), mask=inside)
+    tl.store(state + slot, kind.to(tl.int8), mask=inside)
     good = good & within
     scale = _power_of_two(exponent)
     shrink = _power_of_two(-exponent)
@@ -236,26 +248,30 @@ def _round_rows_kernel(
         value = tl.where(mask, (value.to(tl.float64) - c[None, :]) * code_scale, 0.0)
         value = value * shrink[:, None]
         half = value.to(tl.float32).to(tl.float16)
-        tl.store(rounded + row[:, None] * WIDTH + channel[None, :], half, mask=inside[:, None])
+        tl.store(rounded + slot[:, None] * WIDTH + channel[None, :], half, mask=inside[:, None])
         near = half.to(tl.float64)
         norm += tl.sum(near * near, 1)
         residual += tl.sum((value - near) * (value - near), 1)
-    tl.store(scales + row, scale.to(tl.float32), mask=inside)
+    tl.store(scales + slot, scale.to(tl.float32), mask=inside)
     norm = tl.sqrt(norm)
     # The second term covers the rounding of z - c in float64.
     residual = tl.sqrt(residual) + 2.0**-48 * norm
-    tl.store(residuals + row, (scale * residual * UPWARDS).to(tl.float32), mask=inside)
-    tl.store(norms + row, (scale * norm * UPWARDS).to(tl.float32), mask=inside)
+    tl.store(residuals + slot, (scale * residual * UPWARDS).to(tl.float32), mask=inside)
+    tl.store(norms + slot, (scale * norm * UPWARDS).to(tl.float32), mask=inside)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_tiles", "tiles_per_split", "num_splits"])
 def _screen_kernel(
     rows_rounded, scales, residuals, norms, codes_rounded, half_norm, reach, slack, floor,
-    lower, group, upper, num_rows, num_tiles, tiles_per_split, num_splits,
+    lower, group, upper, count, num_rows, num_tiles, tiles_per_split, num_splits,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, CODES: tl.constexpr, CHANNELS: tl.constexpr,
-    RESIDENT: tl.constexpr, INTERPRETED: tl.constexpr,
+    RESIDENT: tl.constexpr, INTERPRETED: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
     """The lowest group bounds of ROWS rows over one split of the tiles of codes."""
+    if LISTED:
+        num_rows = tl.load(count)
+        if tl.program_id(0) * ROWS >= num_rows:
+            return
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     split = tl.program_id(1)
     inside = row < num_rows
@@ -333,21 +349,27 @@ def _screen_kernel(
 
 @triton.jit(do_not_specialize=["num_codes"])
 def _rescore_kernel(
-    z, codes, state, lower, group, upper, index, distance, left_rows, left_count, num_codes,
-    D: tl.constexpr, SPLITS: tl.constexpr, GROUP: tl.constexpr,
+    z, codes, state, lower, group, upper, index, distance, left_rows, left_count, rows, count,
+    num_codes,
+    D: tl.constexpr, SPLITS: tl.constexpr, GROUP: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
     """The exact decision for one row among the groups that its bounds leave."""
-    row = tl.program_id(0).to(tl.int64)
-    kind = tl.load(state + row)
-    u = tl.min(tl.load(upper + row * (4 * SPLITS) + tl.arange(0, 4 * SPLITS)), 0)
+    place = tl.program_id(0).to(tl.int64)
+    row = place
+    if LISTED:
+        if place >= tl.load(count):
+            return
+        row = tl.load(rows + place).to(tl.int64)
+    kind = tl.load(state + place)
+    u = tl.min(tl.load(upper + place * (4 * SPLITS) + tl.arange(0, 4 * SPLITS)), 0)
     slot = tl.arange(0, 4 * DEPTH * SPLITS)
     kept = (slot // 4) % DEPTH < KEPT
-    bound = tl.load(lower + row * (4 * DEPTH * SPLITS) + slot)
-    id = tl.load(group + row * (4 * DEPTH * SPLITS) + slot, mask=kept, other=0)
+    bound = tl.load(lower + place * (4 * DEPTH * SPLITS) + slot)
+    id = tl.load(group + place * (4 * DEPTH * SPLITS) + slot, mask=kept, other=0)
     possible = (bound <= u) & (bound < float("inf"))
     lost = tl.sum((possible & (kept == 0)).to(tl.int32), 0) > 0
     if (kind == SCREENED) & lost:
-        tl.store(state + row, SCANNED)
+        tl.store(state + place, SCANNED)
     if (kind == SCANNED) | ((kind == SCREENED) & lost):
         append(row, left_rows, left_count)
     open = possible & kept & (kind == SCREENED) & (lost == 0)
@@ -401,43 +423,58 @@ class Screen(NamedTuple):
 def _search(z: Tensor, codes: Tensor, splits: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Index, distance, and the state of each row (int8): NO_CODE, SCREENED or SCANNED."""
     z, codes = z.detach().contiguous(), codes.detach().contiguous()
-    (n, d), k, device = z.shape, len(codes), z.device
+    n, device = len(z), z.device
     index = torch.empty(n, dtype=torch.int64, device=device)
     distance = torch.empty(n, dtype=torch.float32, device=device)
     if n == 0:
         return index, distance, torch.empty(0, dtype=torch.int8, device=device)
     with torch.cuda.device_of(z):
-        s = _screen(z, codes, splits)
-        (left,) = no_rows(n, device)
-        # Contraction would break the error-free transformations.
-        _rescore_kernel[(n,)](
-            z, codes, s.state, s.lower, s.group, s.upper, index, distance, *left, k, d,
-            s.lower.shape[1], s.tile.codes // 4, num_warps=1, enable_fp_fusion=False,
-        )  # fmt: skip
-        scan(z, codes, s.spread, left, index, distance)
+        screen = search_rows(z, codes, None, index, distance, splits)
     if certificate.recording():
-        _record(s, k)
-    return index, distance, s.state
+        certificate.record(**counts_of(screen, n, len(codes)))
+    return index, distance, screen.state
 
 
-def _record(screen: Screen, k: int) -> None:
-    """Adds the search to the open certificates, which waits for it."""
-    kinds = torch.bincount(screen.state.long(), minlength=3).tolist()
-    least = screen.upper.amin((1, 2), keepdim=True)[..., None]
-    kept = (screen.lower[:, :, : KEPT.value] <= least).flatten(1).sum(1)
-    decided = screen.state == SCREENED.value
-    measured = (kept * (screen.tile.codes // 4)).clamp_max(k)[decided].sum()
-    certificate.record(
-        rows=len(screen.state),
-        certified=kinds[SCREENED.value],
-        candidates=int(measured),
-        scanned=kinds[SCANNED.value],
-        invalid=kinds[NO_CODE.value],
-    )
+def search_rows(
+    z: Tensor, codes: Tensor, listed: Rows | None, index: Tensor, distance: Tensor,
+    splits: int | None = None,
+) -> Screen:  # fmt: skip
+    """Writes index and distance of the listed rows of contiguous z, or of all of them.
+
+    With an empty list nothing but the launches is paid for. What is screened has the order of the
+    list.
+    """
+    n, d = z.shape
+    s = _screen(z, codes, splits, listed)
+    (left,) = no_rows(n, z.device)
+    # Contraction would break the error-free transformations.
+    _rescore_kernel[(n,)](
+        z, codes, s.state, s.lower, s.group, s.upper, index, distance, *left,
+        *(listed or left), len(codes), d, s.lower.shape[1], s.tile.codes // 4, listed is not None,
+        num_warps=1, enable_fp_fusion=False,
+    )  # fmt: skip
+    scan(z, codes, s.spread, left, index, distance)
+    return s
 
 
-def _screen(z: Tensor, codes: Tensor, splits: int | None) -> Screen:
-    """Round contiguous z and codes to fp16, with bounds, and score all codes."""
+def counts_of(screen: Screen, n: int, k: int) -> dict[str, int]:
+    """What a certificate counts, of the first n rows of a screen; waits for it."""
+    state = screen.state[:n]
+    kinds = torch.bincount(state.long(), minlength=3).tolist()
+    least = screen.upper[:n].amin((1, 2), keepdim=True)[..., None]
+    kept = (screen.lower[:n, :, : KEPT.value] <= least).flatten(1).sum(1)
+    decided = state == SCREENED.value
+    return {
+        "rows": n,
+        "certified": kinds[SCREENED.value],
+        "candidates": int((kept * (screen.tile.codes // 4)).clamp_max(k)[decided].sum()),
+        "scanned": kinds[SCANNED.value],
+        "invalid": kinds[NO_CODE.value],
+    }
+
+
+def _screen(z: Tensor, codes: Tensor, splits: int | None, listed: Rows | None = None) -> Screen:
+    """Round contiguous z (the listed rows, or all) and codes to fp16, and score all codes."""
     (n, d), k, device = z.shape, len(codes), z.device
     processors, shared = device_limits(device)
     tile = choose_tile(d, shared)
@@ -451,11 +488,14 @@ def _screen(z: Tensor, codes: Tensor, splits: int | None) -> Screen:
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
+    # Where all rows are meant, the kernels do not look at the list.
+    rows, count = listed or (z, z)
+    some = listed is not None
     blocks = triton.cdiv(k, _SURVEY_ROWS)
     finite = empty(k, dtype=torch.int8)
     total, low, high = empty(blocks, d, dtype=torch.float64), empty(blocks, d), empty(blocks, d)
     _survey_kernel[(blocks,)](
-        codes, finite, total, low, high, k, d, _SURVEY_ROWS, channels,
+        codes, finite, total, low, high, count, k, d, _SURVEY_ROWS, channels, some,
         num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     # Any centre is right; the mean makes the numbers small. Without a finite code it is 0.
@@ -467,8 +507,8 @@ def _screen(z: Tensor, codes: Tensor, splits: int | None) -> Screen:
     half_norm = empty(tiles * tile.codes)
     reach, slack, floor = empty(tiles * 4), empty(tiles * 4), empty(tiles * 4)
     _round_codes_kernel[(tiles,)](
-        codes, finite, centre, spread, codes_rounded, half_norm, reach, slack, floor, k,
-        accumulation_error(d), d, width, tile.codes, channels,
+        codes, finite, centre, spread, codes_rounded, half_norm, reach, slack, floor, count, k,
+        accumulation_error(d), d, width, tile.codes, channels, some,
         num_warps=8, enable_fp_fusion=True,
     )  # fmt: skip
 
@@ -476,8 +516,8 @@ def _screen(z: Tensor, codes: Tensor, splits: int | None) -> Screen:
     scales, residuals, norms = empty(n), empty(n), empty(n)
     state = empty(n, dtype=torch.int8)
     _round_rows_kernel[(triton.cdiv(n, _ROUNDED_ROWS),)](
-        z, centre, spread, rows_rounded, scales, residuals, norms, state, n, d, width,
-        _ROUNDED_ROWS, channels, num_warps=4, enable_fp_fusion=True,
+        z, centre, spread, rows_rounded, scales, residuals, norms, state, rows, count, n, d,
+        width, _ROUNDED_ROWS, channels, some, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
 
     lower = empty(n, splits, DEPTH.value, 4)
@@ -485,8 +525,8 @@ def _screen(z: Tensor, codes: Tensor, splits: int | None) -> Screen:
     upper = empty(n, splits, 4)
     _screen_kernel[(row_blocks, splits)](
         rows_rounded, scales, residuals, norms, codes_rounded, half_norm, reach, slack, floor,
-        lower, group, upper, n, tiles, triton.cdiv(tiles, splits), splits, width, tile.rows,
-        tile.codes, tile.channels, tile.resident, device.type != "cuda",
+        lower, group, upper, count, n, tiles, triton.cdiv(tiles, splits), splits, width, tile.rows,
+        tile.codes, tile.channels, tile.resident, device.type != "cuda", some,
         num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
     )  # fmt: skip
     return Screen(tile, centre, spread, state, lower, group, upper)
