@@ -202,12 +202,16 @@ __global__ __launch_bounds__(kThreads, 1) void screen_kernel(const Screen s) {
     };
     auto look = [&](int tile, const typename Format::Best& best) {
       const float scores[2] = {best.first(), best.second()};
+      float lower[2], upper[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) Format::bounds(scores[i], terms[i], group, lower[i], upper[i]);
+      // Mostly no row of the warp has anything to gain: a score that lowers the upper bound has a
+      // lower bound below it.
+      if (!__any_sync(0xffffffff, lower[0] <= list[0].upper || lower[1] <= list[1].upper)) return;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        float lower, upper;
-        Format::bounds(scores[i], terms[i], group, lower, upper);
-        list[i].upper = shared_least(fminf(list[i].upper, upper));
-        if (lower <= list[i].upper) list[i].append(lower, tile * kQuarters + quarter);
+        list[i].upper = shared_least(fminf(list[i].upper, upper[i]));
+        if (lower[i] <= list[i].upper) list[i].append(lower[i], tile * kQuarters + quarter);
       }
     };
 

@@ -81,7 +81,8 @@ def exact_types(dtype):
 def rescore(capability, d, dtype="fp32", splits=1):
     return build(
         nearest._rescore_kernel, capability, exact_types(dtype),
-        dict(D=d, SPLITS=splits, GROUP=32, LISTED=capability == 90), num_warps=1, enable_fp_fusion=False,
+        dict(D=d, SPLITS=splits, GROUP=32, LISTED=capability == 90),
+        num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
 
 
