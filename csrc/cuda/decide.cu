@@ -46,26 +46,6 @@ __device__ inline double measure(const float* z, const float* e, int d) {
   return total < INFINITY ? total : INFINITY;
 }
 
-// |z - e|^2 in float32, off by (d + 3) 2^-23 of itself and what underflows at most; infinity or NaN
-// where it overflows.
-__device__ inline float about(const float* z, const float* e, int d) {
-  float total = 0;
-  int channel = 0;
-  if (d % 4 == 0) {
-    for (; channel < d; channel += 4) {
-      float4 a = *reinterpret_cast<const float4*>(z + channel);
-      float4 b = __ldg(reinterpret_cast<const float4*>(e + channel));
-      float4 c = make_float4(a.x - b.x, a.y - b.y, a.z - b.z, a.w - b.w);
-      total = fmaf(c.x, c.x, fmaf(c.y, c.y, fmaf(c.z, c.z, fmaf(c.w, c.w, total))));
-    }
-  }
-  for (; channel < d; ++channel) {
-    float difference = z[channel] - __ldg(e + channel);
-    total = fmaf(difference, difference, total);
-  }
-  return total;
-}
-
 // The nearest and the next nearest code that a lane has met.
 struct Nearest {
   double key = INFINITY, next = INFINITY;
@@ -86,15 +66,11 @@ __device__ inline void give(int* rows, int* count, int64_t row) {
   rows[atomicAdd(count, 1)] = static_cast<int>(row);
 }
 
-// Each key is off by (d + 3) 2^-53 of itself at most: beyond this limit no code is the nearest.
-__device__ inline double tie_limit(double least, int d) {
-  return __dadd_rn(least, __dmul_rn(least, 4 * (d + 3) * 0x1p-53));
-}
-
 // Writes the row's answer, or puts it among the ties and says so.
 __device__ inline bool settle(const Nearest& mine, const Decision& out, int64_t row, int d, int lane) {
   double least = warp_min(mine.key);
-  double limit = tie_limit(least, d);
+  // Each key is off by (d + 3) 2^-53 of itself at most: beyond this limit no code is the nearest.
+  double limit = __dadd_rn(least, __dmul_rn(least, 4 * (d + 3) * 0x1p-53));
   uint32_t near = __ballot_sync(kAll, mine.key <= limit && mine.code >= 0);
   uint32_t more = __ballot_sync(kAll, mine.next <= limit && mine.next < INFINITY);
   bool tied = __popc(near) > 1 || more;
@@ -165,7 +141,7 @@ __device__ inline bool load_kept(const Screen& s, int split, int64_t row, int la
   for (int i = 0; i < kQuarters; ++i) {
     lost = lost || kept[i] > s.capacity;
     entries[i] = lane < min(kept[i], s.capacity) ? s.kept[(at + i) * s.capacity + lane]
-                                                 : Kept{NAN, 0};
+                                                 : Kept{INFINITY, 0};
     // A group none of whose codes is finite cannot win.
     if (!(entries[i].bound < INFINITY)) entries[i].bound = NAN;
   }
@@ -180,21 +156,20 @@ __global__ __launch_bounds__(kWarps * 32) void decide_int8_kernel(
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (row >= s.n) return;
   Open* open = all_open[threadIdx.x / 32];
-  // All that can be loaded is, before anything is looked at.
   const int8_t kind = state[row];
-  float upper = lane < splits ? s.upper[static_cast<int64_t>(lane) * s.n + row] : INFINITY;
-  Kept entries[kQuarters];
-  bool lost = load_kept(s, 0, row, lane, entries);
   if (kind != kScreened) {
     if (lane == 0) leave(out, row, state, kind);
     return;
   }
+  float upper = lane < splits ? s.upper[static_cast<int64_t>(lane) * s.n + row] : INFINITY;
   upper = warp_min(upper);
   const float4 row_terms = s.row_terms[row];
   const uint8_t* mine = s.rows + row / kRows * s.chunks * kRows * kChunk + row % kRows * kChunk;
   int count = 0;
+  bool lost = false;
   for (int split = 0; split < splits && !lost; ++split) {
-    if (split > 0) lost = load_kept(s, split, row, lane, entries);
+    Kept entries[kQuarters];
+    lost = load_kept(s, split, row, lane, entries);
 #pragma unroll
     for (int quarter = 0; quarter < kQuarters; ++quarter) {
       const Kept entry = entries[quarter];
@@ -247,95 +222,45 @@ __global__ __launch_bounds__(kWarps * 32) void decide_int8_kernel(
   }
 }
 
-// Eight lanes take a row, each an eighth of a group: what a row waits for, four rows wait for
-// together.
-constexpr int kLanes = 8;
-constexpr int kCodes = kHalfGroup / kLanes;
-
-template <class Value>
-__device__ inline Value eight_min(Value x) {
-  for (int step = kLanes / 2; step > 0; step /= 2) {
-    Value other = __shfl_xor_sync(kAll, x, step);
-    x = other < x ? other : x;
-  }
-  return x;
-}
-
 __global__ __launch_bounds__(kWarps * 32) void decide_half_kernel(
     const Screen s, int splits, const float* z, const float* codes, int k, int d, int8_t* state,
     const Decision out) {
-  const int lane = threadIdx.x % kLanes, base = threadIdx.x % 32 / kLanes * kLanes;
-  const int64_t row = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kLanes;
-  const bool inside = row < s.n;
-  const int8_t kind = inside ? state[row] : kNoCode;
-  const bool open = inside && kind == kScreened;
-  float upper = INFINITY;
-  for (int i = lane; i < splits; i += kLanes) {
-    if (open) upper = fminf(upper, s.upper[static_cast<int64_t>(i) * s.n + row]);
+  const int lane = threadIdx.x % 32;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (row >= s.n) return;
+  const int8_t kind = state[row];
+  float upper = lane < splits ? s.upper[static_cast<int64_t>(lane) * s.n + row] : INFINITY;
+  if (kind != kScreened) {
+    if (lane == 0) leave(out, row, state, kind);
+    return;
   }
-  upper = eight_min(upper);
-  const float* mine = z + row * d;
+  upper = warp_min(upper);
   Nearest nearest;
-  float closest = INFINITY;
-  int met = 0;
   bool lost = false;
-  for (int split = 0; split < splits; ++split) {
-    const int64_t at = (static_cast<int64_t>(split) * s.n + row) * kQuarters;
-    const int4 counts = open ? *reinterpret_cast<const int4*>(s.kept_count + at) : int4{};
-    const int kept[kQuarters] = {counts.x, counts.y, counts.z, counts.w};
+  int met = 0;
+  for (int split = 0; split < splits && !lost; ++split) {
     Kept entries[kQuarters];
+    lost = load_kept(s, split, row, lane, entries);
 #pragma unroll
-    for (int i = 0; i < kQuarters; ++i) {
-      lost = lost || kept[i] > s.capacity;
-      entries[i] = lane < min(kept[i], s.capacity) ? s.kept[(at + i) * s.capacity + lane]
-                                                   : Kept{NAN, 0};
-    }
-#pragma unroll
-    for (int i = 0; i < kQuarters; ++i) {
-      // A group none of whose codes is finite cannot win.
-      const bool possible = entries[i].bound <= upper && entries[i].bound < INFINITY && !lost;
-      uint32_t left = __ballot_sync(kAll, possible) >> base & ((1u << kLanes) - 1);
-      while (__any_sync(kAll, left)) {
-        const int group = __shfl_sync(kAll, entries[i].group, base + (left ? __ffs(left) - 1 : 0));
-        const int64_t first = static_cast<int64_t>(group) * kHalfGroup + lane;
-        // float32 first: it rules out all but one or two codes, and costs a fraction.
-        float near[kCodes], least = INFINITY;
-#pragma unroll
-        for (int j = 0; j < kCodes; ++j) {
-          const int64_t code = first + j * kLanes;
-          near[j] = left && code < k ? about(mine, codes + code * d, d) : NAN;
-          least = fminf(least, near[j]);
-        }
-        closest = fminf(closest, eight_min(least));
-        const float limit = fmaf(closest, (d + 8) * 0x1p-22f, closest) + 1e-36f;
-#pragma unroll
-        for (int j = 0; j < kCodes; ++j) {
-          const int64_t code = first + j * kLanes;
-          if (near[j] <= limit) nearest.meet(measure(mine, codes + code * d, d), static_cast<int>(code));
-        }
-        if (left) met += min(kHalfGroup, k - group * kHalfGroup);
+    for (int quarter = 0; quarter < kQuarters; ++quarter) {
+      uint32_t left = lost ? 0 : __ballot_sync(kAll, entries[quarter].bound <= upper);
+      while (left) {
+        const int group = __shfl_sync(kAll, entries[quarter].group, __ffs(left) - 1);
         left &= left - 1;
+        met += min(kHalfGroup, k - group * kHalfGroup);
+        for (int within = lane; within < kHalfGroup; within += 32) {
+          const int64_t code = static_cast<int64_t>(group) * kHalfGroup + within;
+          if (code < k) nearest.meet(measure(z + row * d, codes + code * d, d), static_cast<int>(code));
+        }
       }
     }
   }
-  const double least = eight_min(nearest.key);
-  const double limit = tie_limit(least, d);
-  const uint32_t mask = (1u << kLanes) - 1;
-  const uint32_t near = __ballot_sync(kAll, nearest.key <= limit && nearest.code >= 0) >> base & mask;
-  const uint32_t more = __ballot_sync(kAll, nearest.next <= limit && nearest.next < INFINITY) >> base & mask;
-  const int code = __shfl_sync(kAll, nearest.code, base + (near ? __ffs(near) - 1 : 0));
-  if (lane > 0 || !inside) return;
-  if (!open || lost) {
-    leave(out, row, state, open ? kScreened : kind);
-  } else {
-    if (out.measured != nullptr) atomicAdd(out.measured, static_cast<unsigned long long>(met));
-    if (__popc(near) > 1 || more) {
-      give(out.tied_rows, out.tied_count, row);
-    } else {
-      out.index[row] = near ? code : -1;
-      out.distance[row] = static_cast<float>(least);
-    }
+  if (lost) {
+    if (lane == 0) leave(out, row, state, kScreened);
+    return;
   }
+  count_measured(out, met, lane);
+  settle(nearest, out, row, d, lane);
 }
 
 }  // namespace
@@ -350,9 +275,8 @@ int decide_int8(const Screen& s, int splits, const float* half_norms, const int6
 
 int decide_half(const Screen& s, int splits, const float* z, const float* codes, int k, int d,
                 int8_t* state, const Decision& out, cudaStream_t stream) {
-  constexpr int kBlockRows = kWarps * 32 / kLanes;
-  decide_half_kernel<<<(s.n + kBlockRows - 1) / kBlockRows, kWarps * 32, 0, stream>>>(
-      s, splits, z, codes, k, d, state, out);
+  decide_half_kernel<<<(s.n + kWarps - 1) / kWarps, kWarps * 32, 0, stream>>>(s, splits, z, codes, k,
+                                                                              d, state, out);
   return cudaGetLastError();
 }
 
