@@ -33,24 +33,15 @@ def steps(out: Path) -> list[tuple[str, list[str], int, str | None]]:
     workers = ["-n", "8"] if importlib.util.find_spec("xdist") else []
     sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--target-processes", "all"]
     compare = [python, "benchmarks/compare.py", "--device", "cuda", "--out", str(out)]
+    check = [*tests, files[0], "-k", SANITIZED]
     return [
         ("build", [python, "setup.py", "build_ext", "--inplace"], 100, None),
-        ("tests and 250 race repeats", [*tests, *workers, *files], 170, None),
-        (
-            "memcheck",
-            [*sanitizer, "--tool", "memcheck", *tests, files[0], "-k", SANITIZED],
-            60,
-            sanitizer[0],
-        ),
-        (
-            "racecheck",
-            [*sanitizer, "--tool", "racecheck", *tests, files[0], "-k", SANITIZED],
-            60,
-            sanitizer[0],
-        ),
-        ("nearest_code benchmark", [*compare, "--op", "nearest_code", "--seconds", "1"], 90, None),
-        ("squared_mmd benchmark", [*compare, "--op", "squared_mmd", "--seconds", "1"], 60, None),
+        ("tests and 250 race repeats", [*tests, *workers, *files], 150, None),
         ("shapes of record", [python, "benchmarks/gpu_shapes.py", "--out", str(out)], 90, None),
+        ("nearest_code benchmark", [*compare, "--op", "nearest_code", "--seconds", "1"], 80, None),
+        ("squared_mmd benchmark", [*compare, "--op", "squared_mmd", "--seconds", "1"], 50, None),
+        ("memcheck", [*sanitizer, "--tool", "memcheck", *check], 60, sanitizer[0]),
+        ("racecheck", [*sanitizer, "--tool", "racecheck", *check], 60, sanitizer[0]),
     ]
 
 
