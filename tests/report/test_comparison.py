@@ -46,6 +46,18 @@ def test_two_runs_on_one_page(runs, tmp_path, capsys):
     assert held_out.count("<figure>") == 15
 
 
+@pytest.mark.parametrize("crop", ["adm 256", "center <256>"])
+def test_evaluations_of_different_images_are_warned_about(runs, tmp_path, capsys, crop):
+    for run, cut in zip(runs, ("adm 256", crop), strict=True):
+        figures = {"protocol": "rgb", "images": 5, "psnr": 20.0, "crop": cut, "data": "images"}
+        (run / "eval-rgb.json").write_text(json.dumps(figures))
+    _, text = page_of(capsys, *runs, "--out", tmp_path / "two.html")
+    for run in runs:
+        (run / "eval-rgb.json").unlink()
+    assert ("Not comparable" in text) == (crop != "adm 256")
+    assert crop == "adm 256" or "images, center &lt;256&gt;, 5" in text
+
+
 def test_the_pictures_are_those_of_the_runs(runs, tmp_path, capsys):
     folder = tmp_path / "images"
     folder.mkdir()

@@ -111,7 +111,9 @@ def write_comparison(
             title,
             "Curves and last figures are of training batches. Evaluate runs with vqkern eval on "
             "one set of images before you compare them.",
-            (warnings if unfinished else []) + [html.escape(problem) for problem in problems],
+            (warnings if unfinished else [])
+            + _measured_on_different_images(runs)
+            + [html.escape(problem) for problem in problems],
         ),
         _results(runs, pictures),
         _evaluations(runs),
@@ -141,6 +143,25 @@ def _results(runs: Sequence[Run], pictures: Pictures | None) -> str:
         rows.append(row)
     note = "Quantization error: of the last line of the log. Codes used: since the line before it."
     return f"<section><h2>Runs</h2>{table(headings, rows, notes=[note])}</section>"
+
+
+def _measured_on_different_images(runs: Sequence[Run]) -> list[str]:
+    """A warning for every protocol whose evaluations are not of the same images, cut alike."""
+    seen: dict[str, dict[str, list[str]]] = {}
+    for run in runs:
+        for figures in run.evaluations:
+            what = ", ".join(str(figures.get(key)) for key in ("data", "crop", "images"))
+            seen.setdefault(str(figures.get("protocol")), {}).setdefault(what, []).append(run.name)
+    warnings = []
+    for protocol, images in seen.items():
+        if len(images) > 1:
+            told = "; ".join(f"{', '.join(names)}: {what}" for what, names in images.items())
+            warnings.append(
+                "<strong>Not comparable.</strong> Evaluations by protocol "
+                f"{html.escape(protocol)} are of different images (data, crop, how many): "
+                f"{html.escape(told)}."
+            )
+    return warnings
 
 
 def _evaluations(runs: Sequence[Run]) -> str:

@@ -56,9 +56,10 @@ def squared_mmd(
         products' rounding would show. It estimates what rounding does to the difference of the two
         sets' pulls, and where that may exceed 1e-5 of the largest gradient, or 1e-6 of the value
         and 1e-9 of the means that cancel in it, it sweeps again in float64 (two to four times as
-        long): small sets, sets that nearly agree point by point. "triton" works in float32 with
-        float64 sums: its gradients are within 1e-5 of the pulls that cancel. The same inputs give
-        the same bits. A non-finite point gives a non-finite value.
+        long): small sets, sets that nearly agree point by point. "triton" takes
+        points as two float16 parts, adds pulls in 64-bit integers, decides on the device by the
+        same estimate, and sums more than eight bandwidths in float64. The same inputs give the
+        same bits. A non-finite point gives a non-finite value.
     """
     require_float("squared_mmd", "x", x)
     require_float("squared_mmd", "y", y)

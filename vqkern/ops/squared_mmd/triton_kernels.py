@@ -25,12 +25,14 @@ from . import triton_exact as exact
 from . import triton_points as points
 from .triton_points import LADDER, LEFT_ONE, LOW, MOST_RATES
 
-_COLUMNS_EACH = 2048
+# Columns whose pulls are added in float32: more are faster, and less exact.
+_COLUMNS_EACH = 512
 _ROWS = 64
 # float64 costs nothing for so few.
 _FEW_POINTS = 512
-# As many are unrolled.
-_FEW_RATES = 8
+# More bandwidths are summed in float64. A loop of unknown length over them, within the loop over
+# tiles, makes Triton 3.6 read beyond its memory on an H100; these are unrolled.
+_MOST_RATES = 8
 _COMPLETE = 62 - 15 - 8
 
 
@@ -71,13 +73,11 @@ def _dot_add(a, b, c, INTERPRETED: tl.constexpr):
 
 @triton.jit
 def _kernel_sums(
-    exponent, table, num_rates, RATES: tl.constexpr, LADDER_OF: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):  # fmt: skip
+    exponent, table, RATES: tl.constexpr, LADDER_OF: tl.constexpr, INTERPRETED: tl.constexpr
+):
     """2^c sum_i k_i and 2^c sum_i r_i k_i, where 2^exponent is 2^c times the widest kernel.
 
-    LADDER_OF: that many rates double; 0: as the table says, and c is in the weights alone. RATES:
-    how many there are if few; 0: as num_rates says.
+    LADDER_OF: that many rates double; 0: RATES of the table, and c is in the weights alone.
     """
     if LADDER_OF > 0:
         term = _exp2(exponent, INTERPRETED)
@@ -92,18 +92,10 @@ def _kernel_sums(
             term = term * term
             kernel += 2.0 ** (shift - shift * 2**i) * term
             weight += 2.0 ** (shift - shift * 2**i + i) * term
-    elif RATES > 0:
-        # Unrolled: a loop of unknown length within keeps Triton from loading tiles ahead.
-        kernel = tl.zeros(exponent.shape, tl.float32)
-        weight = tl.zeros(exponent.shape, tl.float32)
-        for i in tl.static_range(0, RATES):
-            term = _exp2(exponent * tl.load(table + i), INTERPRETED)
-            kernel += term
-            weight += tl.load(table + MOST_RATES + i) * term
     else:
         kernel = tl.zeros(exponent.shape, tl.float32)
         weight = tl.zeros(exponent.shape, tl.float32)
-        for i in range(0, num_rates):
+        for i in tl.static_range(0, RATES):
             term = _exp2(exponent * tl.load(table + i), INTERPRETED)
             kernel += term
             weight += tl.load(table + MOST_RATES + i) * term
@@ -129,10 +121,10 @@ def _add_pull(pull, sums, at, parts, total, quantum, SECOND: tl.constexpr, WIDTH
     tl.atomic_add(sums + at, (total * quantum).to(tl.int64), sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["num_tiles", "tiles_each", "num_rates", "quantum"])
+@triton.jit(do_not_specialize=["num_tiles", "tiles_each", "quantum"])
 def _sweep_kernel(
     left, right, table, state, value, left_pull, left_sum, right_pull, right_sum,
-    num_tiles, tiles_each, num_rates, quantum,
+    num_tiles, tiles_each, quantum,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RATES: tl.constexpr,
     LADDER_OF: tl.constexpr, ABOVE: tl.constexpr, DIAGONAL: tl.constexpr, PULL_LEFT: tl.constexpr,
     PULL_RIGHT: tl.constexpr, INTERPRETED: tl.constexpr,
@@ -166,7 +158,7 @@ def _sweep_kernel(
             column = tl.cast(tile, tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
             b = tl.load(right + column[:, None] * FORM + channel[None, :])
             exponent = _dot(a, tl.trans(b), INTERPRETED)
-            kernel, weight = _kernel_sums(exponent, table, num_rates, RATES, LADDER_OF, INTERPRETED)
+            kernel, weight = _kernel_sums(exponent, table, RATES, LADDER_OF, INTERPRETED)
             if DIAGONAL:
                 same = row[:, None] == column[None, :]
                 kernel = tl.where(same, 0.0, kernel)
@@ -196,10 +188,10 @@ def _sweep_kernel(
     tl.store(value + at, times * tl.sum(tl.sum(kernels, 1), 0))
 
 
-@triton.jit(do_not_specialize=["num_tiles", "tiles_each", "num_rates", "quantum"])
+@triton.jit(do_not_specialize=["num_tiles", "tiles_each", "quantum"])
 def _wide_kernel(
     left, right, table, state, value, pull, sums,
-    num_tiles, tiles_each, num_rates, quantum,
+    num_tiles, tiles_each, quantum,
     WIDTH: tl.constexpr, FORM: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, RATES: tl.constexpr, LADDER_OF: tl.constexpr, SAME: tl.constexpr,
     PULL: tl.constexpr, INTERPRETED: tl.constexpr,
@@ -232,7 +224,7 @@ def _wide_kernel(
                 a = tl.load(left + row[:, None] * FORM + (start + channel)[None, :])
                 b = tl.load(right + column[None, :] * FORM + (start + channel)[:, None])
                 exponent = _dot_add(a, b, exponent, INTERPRETED)
-            kernel, weight = _kernel_sums(exponent, table, num_rates, RATES, LADDER_OF, INTERPRETED)
+            kernel, weight = _kernel_sums(exponent, table, RATES, LADDER_OF, INTERPRETED)
             if SAME:
                 same = row[:, None] == column[None, :]
                 kernel = tl.where(same, 0.0, kernel)
@@ -387,7 +379,7 @@ def squared_mmd(
     )
     with torch.cuda.device_of(x):
         mean = points.common_mean(x, y)
-        if max(len(x), len(y)) <= _FEW_POINTS:
+        if max(len(x), len(y)) <= _FEW_POINTS or len(bandwidths) > _MOST_RATES:
             wanted = torch.ones(1, dtype=torch.int32, device=x.device)
         else:
             wanted = _swept(x, y, mean, bandwidths, drop, value, gx, gy)
@@ -448,26 +440,25 @@ def _swept(
         left, right = sets[walk.left].left, sets[walk.right].right
         to = kernels[start:]
         options = dict(num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True)
-        few = count if count <= _FEW_RATES else 0
         for ladder in (count, 0) if count <= points.MOST_DOUBLINGS.value else (0,):
             programs = (
                 grid.programs
                 if ladder
                 else min(grid.programs, triton.cdiv(8 * processors, grid.blocks))
             )
-            numbers = (grid.tiles, grid.each, count, 2.0**bits)
+            numbers = (grid.tiles, grid.each, 2.0**bits)
             if narrow:
                 _sweep_kernel[(grid.blocks, programs)](
                     left, right, table, state, to, *room.get(walk.left_pull, none),
                     *room.get(walk.right_pull, none), *numbers, width, tile.rows, tile.columns,
-                    few, ladder, walk.above, walk.diagonal, bool(walk.left_pull),
+                    count, ladder, walk.above, walk.diagonal, bool(walk.left_pull),
                     bool(walk.right_pull), interpreted, **options,
                 )  # fmt: skip
             else:
                 pull = bool(walk.left_pull)
                 _wide_kernel[(grid.blocks, programs, chunks if pull else 1)](
                     left, right, table, state, to, *room.get(walk.left_pull, none), *numbers,
-                    width, form, channels, tile.rows, tile.columns, few, ladder, walk.diagonal,
+                    width, form, channels, tile.rows, tile.columns, count, ladder, walk.diagonal,
                     pull, interpreted, **options,
                 )  # fmt: skip
 
