@@ -59,17 +59,18 @@ class Run:
 
 
 RUNS = {
-    "base": Run("photographs-base", early=(500,)),
+    "base": Run("photographs-base", early=(100,)),
     "stage-1": Run("photographs-stage-1", "base", (0,)),
     "stage-2": Run("photographs-stage-2", "stage-1"),
     "joint": Run("photographs-stage-2-joint", "stage-1"),
     # As many decoder steps on the base's own codes: what a longer training alone brings, and
     # whether a decoder that never saw the new codes does as well with them.
     "base-decoder": Run("photographs-stage-2", "base", codes="stage-1"),
-    "rq": Run("photographs-rq", early=(200,)),
-    "var": Run("photographs-var", early=(200,)),
-    "mgvq": Run("photographs-mgvq", early=(200,)),
-    "vaevq": Run("photographs-vaevq", early=(200,)),
+    # Early is after a tenth of the steps.
+    "rq": Run("photographs-rq", early=(60,)),
+    "var": Run("photographs-var", early=(60,)),
+    "mgvq": Run("photographs-mgvq", early=(60,)),
+    "vaevq": Run("photographs-vaevq", early=(60,)),
 }
 
 
