@@ -44,7 +44,7 @@ COLUMNS = (
     "perplexity,seconds,threads,settings,hardware,vqkern,torch,python,system,commit,utc"
 ).split(",")
 HELD_OUT = ("quantization_error", "psnr", "ssim")
-CROPS, BATCH, STREAM = 2048, 64, 1  # training draws its crops from stream 0
+TOKENS, BATCH, STREAM = 131_072, 64, 1  # training draws its crops from stream 0
 
 
 @dataclass(frozen=True)
@@ -196,13 +196,14 @@ def on_crops(tokenizer: Tokenizer, recipe: Recipe) -> dict[str, float]:
     """Quantization error and usage over crops that training does not see."""
     pictures, regions = load_photographs()
     sampler = CropSampler(pictures, regions, recipe.data.crop, recipe.run.seed, STREAM)
+    batches = TOKENS // (BATCH * (recipe.data.crop // tokenizer.config.factor) ** 2)
     quantizer, error = tokenizer.quantizer, 0.0
     quantizer.reset_usage()
-    for step in range(CROPS // BATCH):
+    for step in range(batches):
         latent = tokenizer.latent(sampler.batch(step, BATCH))
         quantized, _, _ = quantizer(latent)
         place = latent[:, : quantized.shape[1]]  # of a variational latent the mean
-        error += float(quantization_error(place, quantized, channel_dim=1)) * BATCH / CROPS
+        error += float(quantization_error(place, quantized, channel_dim=1)) / batches
     usages = list(_flat(quantizer.usage()))
     return {
         "error_crops": error,
