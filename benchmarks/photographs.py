@@ -8,8 +8,8 @@ steps named in RUNS; 0 is the tokenizer before the first step. quantization_erro
 of the held-out regions, as `vqkern eval` gives them; error_crops, utilization and perplexity of
 131,072 tokens of random crops that are neither held out nor those of the training. Rows go to
 results/photographs_cpu.csv; rows whose recipe, or that of the run they start from, is no longer the
-same are made anew. For fvq and linear usage is counted over 64 tokens a code, and `reachable` is
-the share of as many codes that are latents of the training's regions, counted with the same tokens.
+same are made anew. For fvq and linear, error and usage are over 64 tokens a code, and `reachable`
+is how many of as many codes these tokens use where codes are latents of yet other crops.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Run:
     reachable: bool = False
 
 
-# The fall of the rates begins at step 450.
-ANNEALED = {"early": (150, 450, 900), "tokens": 1 << 22, "reachable": True}
+MANY = {"tokens": 1 << 22, "reachable": True}
+LINEAR, LONG = ("--quantizer.name", "linear"), ("--optim.steps", "4000", "--optim.warmup", "400")
 RUNS = {
     "base": Run("photographs-base", early=(100,)),
     "stage-1": Run("photographs-stage-1", "base", (0,)),
@@ -82,8 +82,11 @@ RUNS = {
     "var": Run("photographs-var", early=(60,)),
     "mgvq": Run("photographs-mgvq", early=(60,)),
     "vaevq": Run("photographs-vaevq", early=(60,)),
-    "fvq": Run("photographs-fvq", **ANNEALED),
-    "linear": Run("photographs-fvq", more=("--quantizer.name", "linear"), **ANNEALED),
+    # Early are the ends of the warm-up and of the plateau; then the rates fall.
+    "fvq": Run("photographs-fvq", early=(150, 450, 900), **MANY),
+    "linear": Run("photographs-fvq", early=(150, 450, 900), more=LINEAR, **MANY),
+    "fvq-long": Run("photographs-fvq", early=(1200,), more=LONG, **MANY),
+    "linear-long": Run("photographs-fvq", early=(1200,), more=(*LINEAR, *LONG), **MANY),
 }
 
 
