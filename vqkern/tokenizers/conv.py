@@ -98,7 +98,8 @@ class Standardize(nn.Module):
     Training and evaluation give the same latents. A batch's own statistics would take its
     brightness out of them, and the decoder would learn to do without. The gradient is nevertheless
     that of the batch's own: mean and scale get none, so that no step can drive them (batch
-    renormalisation, Ioffe 2017, algorithm 1 with r and d unlimited).
+    renormalisation, Ioffe 2017, algorithm 1 with r and d unlimited). They start at 0 and 1 where
+    nothing else sets them, and follow by `momentum` a step: slowly, as batches may be small.
     """
 
     def __init__(self, channels: int, momentum: float = 0.01) -> None:
