@@ -8,7 +8,8 @@ steps named in RUNS; 0 is the tokenizer before the first step. quantization_erro
 of the held-out regions, as `vqkern eval` gives them; error_crops, utilization and perplexity of
 131,072 tokens of random crops that are neither held out nor those of the training. Rows go to
 results/photographs_cpu.csv; rows whose recipe, or that of the run they start from, is no longer the
-same are made anew.
+same are made anew. For fvq and linear, error and usage are over 64 tokens a code, and `reachable`
+is how many of as many codes these tokens use where codes are latents of yet other crops.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ import hashlib
 import json
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from compare import RESULTS
 from record import commit
+from torch import Tensor
 
+import vqkern
 from vqkern.bench import Case, environment
 from vqkern.data import CropSampler, load_photographs
 from vqkern.metrics import quantization_error
@@ -40,36 +44,49 @@ from vqkern.training.state import FREE, State
 from vqkern.training.trained import Trained
 
 COLUMNS = (
-    "run,seed,step,steps,recipe,start,quantization_error,psnr,ssim,error_crops,utilization,"
-    "perplexity,seconds,threads,settings,hardware,vqkern,torch,python,system,commit,utc"
+    "run,seed,step,steps,recipe,start,quantization_error,psnr,ssim,error_crops,tokens,utilization,"
+    "perplexity,reachable,seconds,threads,settings,hardware,vqkern,torch,python,system,commit,utc"
 ).split(",")
 HELD_OUT = ("quantization_error", "psnr", "ssim")
-CROPS, BATCH, STREAM = 2048, 64, 1  # training draws its crops from stream 0
+BATCH, STREAM = 64, 1  # training draws its crops from stream 0
 
 
 @dataclass(frozen=True)
 class Run:
     """recipe: its name. start: the run whose tokenizer it starts from. early: steps measured.
-    codes: a run whose quantizer the result is measured with, too, in a row `NAME with CODES`."""
+    codes: a run whose quantizer the result is measured with, too, in a row `NAME with CODES`.
+    more: settings other than the recipe's. tokens: over which error_crops and usage are measured.
+    reachable: whether the result is compared with latents as codes."""
 
     recipe: str
     start: str | None = None
     early: tuple[int, ...] = ()
     codes: str | None = None
+    more: tuple[str, ...] = ()
+    tokens: int = 1 << 17
+    reachable: bool = False
 
 
+MANY = {"tokens": 1 << 22, "reachable": True}
+LINEAR, LONG = ("--quantizer.name", "linear"), ("--optim.steps", "4000", "--optim.warmup", "400")
 RUNS = {
-    "base": Run("photographs-base", early=(500,)),
+    "base": Run("photographs-base", early=(100,)),
     "stage-1": Run("photographs-stage-1", "base", (0,)),
     "stage-2": Run("photographs-stage-2", "stage-1"),
     "joint": Run("photographs-stage-2-joint", "stage-1"),
     # As many decoder steps on the base's own codes: what a longer training alone brings, and
     # whether a decoder that never saw the new codes does as well with them.
     "base-decoder": Run("photographs-stage-2", "base", codes="stage-1"),
-    "rq": Run("photographs-rq", early=(200,)),
-    "var": Run("photographs-var", early=(200,)),
-    "mgvq": Run("photographs-mgvq", early=(200,)),
-    "vaevq": Run("photographs-vaevq", early=(200,)),
+    # Early is after a tenth of the steps.
+    "rq": Run("photographs-rq", early=(60,)),
+    "var": Run("photographs-var", early=(60,)),
+    "mgvq": Run("photographs-mgvq", early=(60,)),
+    "vaevq": Run("photographs-vaevq", early=(60,)),
+    # Early are the ends of the warm-up and of the plateau; then the rates fall.
+    "fvq": Run("photographs-fvq", early=(150, 450, 900), **MANY),
+    "linear": Run("photographs-fvq", early=(150, 450, 900), more=LINEAR, **MANY),
+    "fvq-long": Run("photographs-fvq", early=(1200,), more=LONG, **MANY),
+    "linear-long": Run("photographs-fvq", early=(1200,), more=(*LINEAR, *LONG), **MANY),
 }
 
 
@@ -98,7 +115,7 @@ def main() -> int:
 def recipe_of(name: str, seed: int, start: Path | None = None) -> Recipe:
     """The recipe as it stands, with its seed, `start`, and the checkpoints that are measured."""
     run = RUNS[name]
-    more = ["--run.seed", str(seed), "--run.device", "cpu", "--run.sample_every", "0"]
+    more = [*run.more, "--run.seed", str(seed), "--run.device", "cpu", "--run.sample_every", "0"]
     early = [step for step in run.early if step]
     if early:
         more += ["--run.save_every", str(min(early)), "--run.keep", "100"]
@@ -155,7 +172,10 @@ def make(name: str, seed: int, folder: Path, out: Path) -> bool:
     rows = []
     for label, step, tokenizer in measured:
         held_out = evaluate(tokenizer, held_out_photographs())
-        figures = {key: held_out[key] for key in HELD_OUT} | on_crops(tokenizer, recipe)
+        figures = {key: held_out[key] for key in HELD_OUT}
+        figures |= on_crops(tokenizer, recipe, run.tokens)
+        if run.reachable and step == last:
+            figures["reachable"] = reachable(tokenizer, recipe, run.tokens)
         rows.append(
             {
                 "run": label,
@@ -164,6 +184,7 @@ def make(name: str, seed: int, folder: Path, out: Path) -> bool:
                 "steps": last,
                 "recipe": run.recipe,
                 "start": run.start or "",
+                "tokens": run.tokens,
                 **{key: f"{value:.6g}" for key, value in figures.items()},
                 "seconds": f"{seconds(where, recipe.data.batch, step):.1f}",
                 "threads": torch.get_num_threads(),
@@ -191,23 +212,47 @@ def tokenizer_at(recipe: Recipe, where: Path, step: int) -> Tokenizer:
 
 
 @torch.no_grad()
-def on_crops(tokenizer: Tokenizer, recipe: Recipe) -> dict[str, float]:
+def on_crops(tokenizer: Tokenizer, recipe: Recipe, tokens: int) -> dict[str, float]:
     """Quantization error and usage over crops that training does not see."""
-    pictures, regions = load_photographs()
-    sampler = CropSampler(pictures, regions, recipe.data.crop, recipe.run.seed, STREAM)
-    quantizer, error = tokenizer.quantizer, 0.0
+    quantizer, errors = tokenizer.quantizer, []
     quantizer.reset_usage()
-    for step in range(CROPS // BATCH):
-        latent = tokenizer.latent(sampler.batch(step, BATCH))
+    for latent in latents(tokenizer, recipe, tokens, STREAM):
         quantized, _, _ = quantizer(latent)
         place = latent[:, : quantized.shape[1]]  # of a variational latent the mean
-        error += float(quantization_error(place, quantized, channel_dim=1)) * BATCH / CROPS
+        errors.append(float(quantization_error(place, quantized, channel_dim=1)))
     usages = list(_flat(quantizer.usage()))
     return {
-        "error_crops": error,
+        "error_crops": statistics.mean(errors),
         "utilization": statistics.mean(usage.utilization for usage in usages),
         "perplexity": statistics.mean(usage.perplexity for usage in usages),
     }
+
+
+@torch.no_grad()
+def reachable(tokenizer: Tokenizer, recipe: Recipe, tokens: int) -> float:
+    """The share of as many codes that is used where codes are latents, of crops of a third kind."""
+    k = tokenizer.quantizer.codebook_size
+    pool = [as_rows(latent) for latent in latents(tokenizer, recipe, 8 * k, STREAM + 1)]
+    codes = torch.cat(pool)
+    order = torch.randperm(len(codes), generator=torch.Generator().manual_seed(recipe.run.seed))
+    codes = codes[order[:k]].contiguous()
+    hit = torch.zeros(k, dtype=torch.bool)
+    for latent in latents(tokenizer, recipe, tokens, STREAM):
+        hit[vqkern.nearest_code(as_rows(latent), codes).index] = True
+    return float(hit.float().mean())
+
+
+def latents(tokenizer: Tokenizer, recipe: Recipe, tokens: int, stream: int) -> Iterator[Tensor]:
+    """Latents [64, C, h, w] of random crops, `tokens` in all."""
+    pictures, regions = load_photographs()
+    sampler = CropSampler(pictures, regions, recipe.data.crop, recipe.run.seed, stream)
+    of_batch = BATCH * (recipe.data.crop // tokenizer.config.factor) ** 2
+    for step in range(tokens // of_batch):
+        yield tokenizer.latent(sampler.batch(step, BATCH))
+
+
+def as_rows(latent: Tensor) -> Tensor:
+    return latent.movedim(1, -1).flatten(0, -2).contiguous()
 
 
 def seconds(where: Path, batch: int, step: int) -> float:

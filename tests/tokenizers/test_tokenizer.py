@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from vqkern import build_quantizer
 from vqkern.tokenizers import ConvConfig, Tokenizer, build_tokenizer, from_pretrained
-from vqkern.tokenizers.conv import start_at_principal_components
+from vqkern.tokenizers.conv import EPS, Standardize, start_at_principal_components
 
 SMALL = ConvConfig(latent_dim=4, widths=(8, 8), blocks=(1, 1), groups=4)
 
@@ -98,15 +98,39 @@ def test_training_asks_for_sides_that_fit():
             call(torch.zeros(1, 3, 12, 16))
 
 
-def test_standardisation_is_fixed_in_eval_mode_and_the_batchs_in_training():
-    t = tokenizer()
-    t.train()
-    latent = t.latent(images(64, 64))
-    assert latent.mean((0, 2, 3)).abs().max() < 1e-4
-    assert float(latent.detach().square().mean()) == pytest.approx(1, abs=1e-3)
-    t.eval()
-    both = images(64, 64)
-    assert torch.allclose(t.latent(both)[:1], t.latent(both[:1]), atol=1e-5)
+def test_standardisation_is_the_same_in_training_and_evaluation():
+    torch.manual_seed(0)
+    layer = Standardize(4)
+    shift = torch.tensor([1.0, -2.0, 0.0, 3.0]).view(1, 4, 1, 1)
+    for _ in range(500):
+        # Batches as different as photographs are: each has a brightness of its own.
+        x = 3 * torch.randn(8, 4, 2, 2) + shift + 2 * torch.randn(1, 4, 1, 1)
+        trained = layer.train()(x)
+    assert torch.allclose(trained, layer.eval()(x), atol=1e-5)
+    assert float(layer(x + 5).mean() - layer(x).mean()) > 1  # brightness gets through
+    many = 3 * torch.randn(4000, 4, 2, 2) + shift + 2 * torch.randn(4000, 4, 1, 1)
+    assert layer(many).mean((0, 2, 3)).abs().max() < 0.5
+    assert float(layer(many).square().mean()) == pytest.approx(1, abs=0.15)
+
+
+def test_standardisation_gives_mean_and_scale_no_gradient():
+    torch.manual_seed(0)
+    layer = Standardize(4).double()
+    layer.mean += 0.5
+    x = torch.randn(3, 4, 5, 5, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn_like(x)
+    (layer(x) * weights).sum().backward()
+    centred = x.detach() - x.detach().mean((0, 2, 3), keepdim=True)
+    assert x.grad.abs().max() > 0.1
+    assert x.grad.sum((0, 2, 3)).abs().max() < 1e-9
+    assert abs(float((x.grad * centred).sum())) < 1e-4  # of EPS beside the variance
+    # A standardisation by the batch's own statistics has the same gradient, up to the scale.
+    own = x.detach().clone().requires_grad_()
+    middle = own.mean((0, 2, 3), keepdim=True)
+    deviation = ((own - middle).square().mean() + EPS).sqrt()
+    ((own - middle) / deviation * weights).sum().backward()
+    ratio = float(deviation.detach() / (layer.variance + EPS).sqrt())
+    assert torch.allclose(x.grad, own.grad * ratio)
 
 
 def test_principal_components_beat_any_other_start():

@@ -19,7 +19,12 @@ FULL_DIM = {"photographs": 8}
 # A vqgan as small as it gets, f = 2.
 SMALL_VQGAN = {"width": 32, "multipliers": [1, 2], "attention": [1], "blocks": 1}
 # So that f = 8, or a vqgan's 2, gives the 16 x 16 places that VAR's scales are made for.
-CROP = {"vq-transplant-stage-1": 128, "vq-transplant-from-scratch": 32, "fvq-var": 32}
+CROP = {
+    "vq-transplant-stage-1": 128,
+    "vq-transplant-from-scratch": 32,
+    "fvq-var": 32,
+    "photographs-var": 128,
+}
 
 
 def full_dim(name):

@@ -90,6 +90,10 @@ def test_ranks_are_bit_equal(whole):
     assert_same(first, second)
     moved = [name for name in first if name.startswith("average.") and bool(first[name].any())]
     assert len(moved) > 20
+    # Averaged weights go with averaged statistics: those of the last weights would not fit them.
+    mean = "encoder.standardize.mean"
+    assert bool(first[f"average.{mean}"].any())
+    assert not torch.equal(first[f"average.{mean}"], first[f"model.tokenizer.{mean}"])
 
 
 def test_one_rank_and_two_learn_the_same_up_to_their_statistics(whole):

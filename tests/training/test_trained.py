@@ -84,16 +84,20 @@ def test_frozen_parts_never_enter_training_mode_and_get_no_gradient(trainer):
 
 
 @pytest.mark.parametrize("trainer", ["stage_2_joint", "from_scratch"])
-def test_a_pretrained_encoder_keeps_its_statistics(trainer):
+def test_the_decoder_sees_in_training_what_it_sees_afterwards(trainer):
     torch.manual_seed(0)
     config = ConvConfig(latent_dim=4, widths=(8, 8), blocks=(1, 1), groups=4)
     quantizer = build_quantizer("vanilla", dim=4, codebook_size=16, channel_dim=1)
     tokenizer = build_tokenizer(config, quantizer)
     tokenizer.encoder.standardize.mean.fill_(0.25)
-    images = torch.rand(4, 3, 32, 32) * 2 - 1
-    fixed = tokenizer.eval().reconstruct(images)
+    images = torch.rand(4, 3, 32, 32)  # brighter than most: a batch's own statistics would hide it
+    fixed = tokenizer.eval().latent(images)
     before = tokenizer.encoder.standardize.mean.clone()
-    outcome = Trained(tokenizer, trainer).train()(images)
-    kept = trainer == "stage_2_joint"
-    assert torch.equal(tokenizer.encoder.standardize.mean, before) == kept
-    assert torch.allclose(outcome.images.clamp(-1, 1), fixed, atol=1e-5) == kept
+    model = Trained(tokenizer, trainer).train()
+    with torch.no_grad():
+        model(images)
+        trained = tokenizer.latent(images)
+    moved = (tokenizer.encoder.standardize.mean - before).abs()
+    assert bool((moved > 0).all()) and float(moved.max()) < 0.02
+    assert fixed.mean((0, 2, 3)).abs().max() > 0.2
+    assert torch.allclose(trained, fixed, atol=0.05)

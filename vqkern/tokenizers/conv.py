@@ -22,6 +22,7 @@ from vqkern.tokenizers.config_checks import LONGEST, check_positive_int, check_p
 # Where log-variances start: a deviation of an eighth of the latents' own. At 0 the decoder's first
 # steps would see as much noise as latent.
 LOG_VARIANCE = -4.0
+EPS = 1e-6  # beside the variance
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,16 @@ class ResidualBlock(nn.Module):
 
 
 class Standardize(nn.Module):
-    """(x - mean per channel) / one common scale.
+    """(x - mean per channel) / one common scale, by running averages over the training steps.
 
-    The statistics are the batch's while training, with the gradient through them, and fixed
-    afterwards: their running average over the training steps.
+    Training and evaluation give the same latents. A batch's own statistics would take its
+    brightness out of them, and the decoder would learn to do without. The gradient is nevertheless
+    that of the batch's own: mean and scale get none, so that no step can drive them (batch
+    renormalisation, Ioffe 2017, algorithm 1 with r and d unlimited). They start at 0 and 1 where
+    nothing else sets them, and follow by `momentum` a step: slowly, as batches may be small.
     """
 
-    def __init__(self, channels: int, momentum: float = 0.05) -> None:
+    def __init__(self, channels: int, momentum: float = 0.01) -> None:
         super().__init__()
         self.momentum = momentum
         self.register_buffer("mean", torch.zeros(channels))
@@ -106,14 +110,23 @@ class Standardize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.mean.dtype)  # autocast gives 16 bits, too few for statistics
-        mean, variance = self.mean, self.variance
-        if self.training:
-            mean = x.mean((0, 2, 3))
-            variance = (x - mean.view(1, -1, 1, 1)).square().mean()
-            with torch.no_grad():
-                self.mean.lerp_(mean, self.momentum)
-                self.variance.lerp_(variance, self.momentum)
-        return (x - mean.view(1, -1, 1, 1)) * (variance + 1e-6).rsqrt()
+        if not self.training:
+            return (x - _of_channels(self.mean)) * (self.variance + EPS).rsqrt()
+        mean = x.mean((0, 2, 3))
+        variance = (x - _of_channels(mean)).square().mean()
+        with torch.no_grad():
+            self.mean.lerp_(mean, self.momentum)
+            off = mean - self.mean
+            # About the running mean: batches differ in their means, and that is variance too.
+            self.variance.lerp_(variance + off.square().mean(), self.momentum)
+            scale = (self.variance + EPS).rsqrt()
+            r, d = (variance + EPS).sqrt() * scale, off * scale
+        own = (x - _of_channels(mean)) * (variance + EPS).rsqrt()
+        return own * r + _of_channels(d)
+
+
+def _of_channels(values: Tensor) -> Tensor:
+    return values.view(1, -1, 1, 1)
 
 
 class Encoder(nn.Module):
@@ -227,7 +240,7 @@ def start_at_principal_components(encoder: Encoder, decoder: Decoder, images: Te
     latent_variance = (variance * gain.square()).mean()
     into.weight.copy_((components * gain).T[:, :, None, None])
     into.bias.copy_(-(mean @ components) * gain)
-    out_of.weight.copy_((components / gain * (latent_variance + 1e-6).sqrt())[:, :, None, None])
+    out_of.weight.copy_((components / gain * (latent_variance + EPS).sqrt())[:, :, None, None])
     out_of.bias.copy_(mean)
     encoder.standardize.mean.zero_()
     encoder.standardize.variance.copy_(latent_variance)

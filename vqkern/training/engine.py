@@ -114,8 +114,8 @@ def _loop(recipe, out, count, samples, batches, state, losses, signals, log) -> 
         values, fakes = _generator_pass(model, losses, images, with_judge, state)
         if with_judge:
             values |= _judge_pass(judge, images, fakes, state)
+        mean_over_ranks(state.network_buffers())  # before they go into the average
         _update(state, values)
-        mean_over_ranks(state.network_buffers())
         state.step = step + 1
         if log is not None:
             log.step()

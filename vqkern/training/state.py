@@ -77,8 +77,7 @@ class State:
         modules = [getattr(self.model.tokenizer, name) for name in ("encoder", "decoder")]
         if self.adversary is not None:
             modules.append(self.adversary.discriminator)
-        floats = [b for m in modules for b in m.buffers() if b.is_floating_point()]
-        return floats
+        return [buffer for module in modules for buffer in _float_buffers(module).values()]
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -140,12 +139,14 @@ class State:
             seed_rank(self.recipe.run.seed, self.step)
 
     def _trained(self) -> dict[str, Tensor]:
-        tokenizer = self.model.tokenizer
-        return {
-            f"{part}.{name}": parameter
-            for part in self.model.parts
-            for name, parameter in getattr(tokenizer, part).named_parameters()
-        }
+        """What is averaged: weights, and the statistics of norms that were measured with them."""
+        found = {}
+        for part in self.model.parts:
+            module = getattr(self.model.tokenizer, part)
+            found |= {f"{part}.{name}": weight for name, weight in module.named_parameters()}
+            if part != "quantizer":
+                found |= {f"{part}.{name}": b for name, b in _float_buffers(module).items()}
+        return found
 
     def _moved_by_forward(self) -> list[Tensor]:
         """Statistics, and codes that an update rule overwrites: a forward pass changes them."""
@@ -232,6 +233,10 @@ def check_same_recipe(path: Path, old: dict, new: dict) -> None:
             f"checkpoint {path} is of another recipe ({'; '.join(found)}); "
             f"choose another --out, or take the recipe that is saved beside it"
         )
+
+
+def _float_buffers(module: nn.Module) -> dict[str, Tensor]:
+    return {name: b for name, b in module.named_buffers() if b.is_floating_point()}
 
 
 def _tensors_of(module: nn.Module) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from vqkern.metrics import quantization_error
 from vqkern.quantizers.projected import Projector
 from vqkern.tokenizers import Tokenizer
-from vqkern.tokenizers.conv import Standardize
 from vqkern.training.recipe import TRAINERS
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,7 +45,6 @@ class Trained(nn.Module):
         super().__init__()
         self.tokenizer = tokenizer
         self.parts = TRAINERS[trainer]
-        self.keeps_statistics = trainer != "from_scratch"
         self.precision = precision
         for name in ("encoder", "quantizer", "decoder"):
             if name not in self.parts:
@@ -54,18 +52,10 @@ class Trained(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> Trained:
-        """Only the parts that are trained ever enter training mode.
-
-        Of a pretrained encoder the statistics stay. A batch's own would take its brightness out of
-        the latents, and the decoder would learn to do without.
-        """
+        """Only the parts that are trained ever enter training mode."""
         super().train(mode)
         for name in ("encoder", "quantizer", "decoder"):
             getattr(self.tokenizer, name).train(mode and name in self.parts)
-        if self.keeps_statistics:
-            for module in self.tokenizer.encoder.modules():
-                if isinstance(module, Standardize):
-                    module.eval()
         return self
 
     @property
