@@ -319,15 +319,30 @@ MUTANTS = [
         "groups of later splits are not merged",
     ),
     Mutant(
-        "triton-scan-without-the-last-part", "triton", NEAREST + "triton_kernels.py",
-        "challenge_by(z + row * D, codes, code, code >= 0,",
-        "challenge_by(z + row * D, codes, code, (code >= 0) & (code < 768),",
+        "triton-scan-without-the-last-part", "triton", NEAREST + "triton_decide.py",
+        "* PARTS + tl.arange(0, PARTS))\n",
+        "* PARTS + tl.arange(0, PARTS))\n        code = tl.where(code < 768, code, -1)\n",
         "what the last part of a shared scan found is not compared",
     ),
     Mutant(
-        "triton-scan-of-one-block", "triton", NEAREST + "triton_kernels.py",
+        "triton-scan-of-one-block", "triton", NEAREST + "triton_decide.py",
         "if differ | (best < 0):", "if best < 0:",
         "a full scan ends with the first block that has a code",
+    ),
+    Mutant(
+        "triton-listed-rows-by-their-place", "triton", NEAREST + "triton_kernels.py",
+        "        row = tl.load(rows + place).to(tl.int64)\n", "        row = place\n",
+        "the answers of listed rows go to the first rows",
+    ),
+    Mutant(
+        "triton-ties-beyond-the-count", "triton", NEAREST + "triton_decide.py",
+        "valid = slot % CAPACITY < tl.load(kept_count + at)", "valid = slot % CAPACITY < CAPACITY",
+        "what is left in memory counts as a kept group",
+    ),
+    Mutant(
+        "triton-ties-above-the-bound", "triton", NEAREST + "triton_decide.py",
+        "open = valid & (bound <= u) &", "open = valid &",
+        "groups that were overtaken are measured; only time is lost where bounds are right",
     ),
     Mutant(
         "triton-far-rows-screened", "triton", NEAREST + "triton_kernels.py",
@@ -352,7 +367,7 @@ MUTANTS = [
     ),
     Mutant(
         "triton-row-offset-in-32-bits", "triton-offsets", NEAREST + "triton_kernels.py",
-        "row = tl.program_id(0).to(tl.int64)\n    kind =", "row = tl.program_id(0)\n    kind =",
+        "place = tl.program_id(0).to(tl.int64)\n    row =", "place = tl.program_id(0)\n    row =",
         "rows beyond 2^31 elements are read elsewhere",
     ),
     Mutant(
