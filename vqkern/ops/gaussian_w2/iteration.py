@@ -30,13 +30,30 @@ LEAST_RIDGE = 3e-14
 # and the rounding of its neighbours with it.
 _WIDEST = 10.0
 _MOST_CHANNELS = 4096  # the trace of P is that of C and D ridges
+# Roots of ordinary codes and features, at most this much smaller than the largest could be.
+ORDINARY = 0.05
 _LAST_STEP = (1.5, 0.5)  # Newton's, for what rounding left
 
 
 @functools.cache
-def schedule() -> tuple[tuple[float, float], ...]:
-    """The (a, b) of every step, for roots in [sqrt(LEAST_RIDGE), 1] before the first."""
+def schedule(ordinary: float | None = None) -> tuple[tuple[float, float], ...]:
+    """The (a, b) of every step, for roots in [sqrt(LEAST_RIDGE), 1] before the first.
+
+    With `ordinary`, a schedule for roots in [ordinary, 1] comes first: whoever looks whether they
+    have all come to 1 may then take the last step at once.
+    """
     low, high = math.sqrt(LEAST_RIDGE / (1 + LEAST_RIDGE * _MOST_CHANNELS)), 1.0
+    steps = []
+    if ordinary is not None:
+        for a, b in _to_one(ordinary, 1.0):
+            steps.append((a, b))
+            low = a * low - b * low**3
+        high = 1.0 + 1e-7
+    return (*steps, *_to_one(low, high), _LAST_STEP)
+
+
+def _to_one(low: float, high: float) -> list[tuple[float, float]]:
+    """Steps that bring all roots in [low, high] to 1."""
     steps = []
     while high - low > 1e-7:  # its square is below rounding after the last step
         aim = max(low, high / _WIDEST)
@@ -47,7 +64,7 @@ def schedule() -> tuple[tuple[float, float], ...]:
         a = b * ends
         steps.append((a, b))
         low, high = min(a * s - b * s**3 for s in (low, high)), a * peak - b * peak**3
-    return (*steps, _LAST_STEP)
+    return steps
 
 
 def least_ridge(s1: Tensor, s2: Tensor, ridge: Tensor) -> Tensor:
