@@ -201,9 +201,7 @@ def _distance(
     grad = torch.is_grad_enabled()
     if isinstance(y, Moments) and not isinstance(x, Moments) and not (grad and _needs_grad(y)):
         x, y = y, x  # it is the same
-    if not isinstance(y, Moments) and not (
-        isinstance(x, Moments) and grad and _needs_grad(x)
-    ):
+    if not isinstance(y, Moments) and not (isinstance(x, Moments) and grad and _needs_grad(x)):
         return of_points(x, y, ridge, double, backend)
     x, y = (p if isinstance(p, Moments) else moments_by(p, None, backend) for p in (x, y))
     d = x.mean.shape[-1]

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..checks import common_dtype
 from .moments import Moments, passes
 
 _Three = tuple[Tensor, Tensor, Tensor]
@@ -63,7 +62,7 @@ def _backward(grad, x, y, pull_x, pull_y, backend) -> tuple[Tensor | None, Tenso
     """The gradients of the sets that are not None."""
     points = _flat(x, 2), _flat(y, 2)
     found = passes(backend).map_points(points, (pull_x, pull_y), grad.reshape(-1))
-    return tuple(None if p is None else g.view(p.shape) for p, g in zip((x, y), found))
+    return tuple(None if p is None else g.view(p.shape) for p, g in zip((x, y), found, strict=True))
 
 
 class _OfPoints(torch.autograd.Function):
@@ -132,9 +131,7 @@ def _of_points_backward(
 
 @_of_points_backward.register_fake
 def _(grad, x, y, pull_x, pull_y, backend):
-    return tuple(
-        grad.new_empty(0) if p is None else p.new_empty(p.shape) for p in (x, y)
-    )
+    return tuple(grad.new_empty(0) if p is None else p.new_empty(p.shape) for p in (x, y))
 
 
 def _setup_context(ctx, inputs, output):

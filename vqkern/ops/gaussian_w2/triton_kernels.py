@@ -16,11 +16,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_ROWS = 32  # points read together
-_CHANNELS = 32  # channels of one side of a tile, at most
-_WARPS = 4
-_PROGRAMS = 4  # of the sums, a processor
-_MAPPED_BLOCKS = 4  # blocks of points that one program maps
+_CHANNELS = 64  # channels of one side of a tile, at most
+_SUM_ROWS = 16  # points whose products are summed together
+_SUM_WARPS = 4
+_SUM_STAGES = 3
+_PROGRAMS = 2  # of the sums, a processor
+_MAP_ROWS = 64  # points mapped together
+_MAP_CHUNK = 16  # channels of them read together
+_MAP_WARPS = 4
+_MAP_BLOCKS = 1  # blocks of points that one program maps
 _SUMMED = 8192  # partial sums read together, at most
 _SAMPLED = tl.constexpr(64)  # points whose mean is the shift
 # Rows of a partial sum after the Gram matrix: the channels' sums, the shift, the points' number.
@@ -75,25 +79,29 @@ def _sum_split(
     j += i
     left = i.to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
     right = j.to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
-    from_left = _origin(x, valid, b, left, num_rows, D, MASKED)
     from_right = _origin(x, valid, b, right, num_rows, D, MASKED)
+    if WIDTH > CHANNELS:
+        from_left = _origin(x, valid, b, left, num_rows, D, MASKED)
     product = tl.zeros([CHANNELS, CHANNELS], tl.float64)
-    total = tl.zeros([CHANNELS], tl.float64)
-    count = tl.full([], 0, tl.int64)
+    total = tl.zeros([ROWS, CHANNELS], tl.float64)
+    counted = tl.zeros([ROWS], tl.int32)
     for block in range(0, blocks):
         row = (split * blocks + block) * ROWS + tl.arange(0, ROWS)
-        a = _centred(x, valid, from_left, b, row, left, num_rows, D, MASKED)
         z = _centred(x, valid, from_right, b, row, right, num_rows, D, MASKED)
+        a = z
+        if WIDTH > CHANNELS:
+            a = _centred(x, valid, from_left, b, row, left, num_rows, D, MASKED)
         product = tl.dot(tl.trans(a), z, product, out_dtype=tl.float64)
-        total += tl.sum(z, 0)
+        total += z
         inside = row < num_rows
         if MASKED:
             inside = inside & (tl.load(valid + b * num_rows + row, mask=inside, other=0) != 0)
-        count += tl.sum(inside.to(tl.int64), 0)
+        counted += inside.to(tl.int32)
+    count = tl.sum(counted.to(tl.int64), 0)
     tl.store(partial + left[:, None] * WIDTH + right[None, :], product)
     if i == 0:
         extra = partial + WIDTH * WIDTH + right
-        tl.store(extra, total)
+        tl.store(extra, tl.sum(total, 0))
         tl.store(extra + WIDTH, from_right)
         tl.store(extra + 2 * WIDTH, tl.zeros([CHANNELS], tl.float64) + count.to(tl.float64))
 
@@ -180,7 +188,7 @@ def _fit_kernel(
 @triton.jit
 def _map_blocks(
     x, valid, pull, grad, out, b, first, num_rows,
-    D: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr,
+    D: tl.constexpr, CHANNELS: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr,
     BLOCKS: tl.constexpr, MASKED: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     pull += b * (D + 2) * D
@@ -192,8 +200,8 @@ def _map_blocks(
     for block in range(0, BLOCKS):
         row = (first + block) * ROWS + tl.arange(0, ROWS)
         result = tl.zeros([ROWS, CHANNELS], tl.float64) + offset[None, :]
-        for start in tl.static_range(0, WIDTH, CHANNELS):
-            channel = start + tl.arange(0, CHANNELS).to(tl.int64)
+        for start in tl.static_range(0, D, CHUNK):
+            channel = start + tl.arange(0, CHUNK).to(tl.int64)
             origin = tl.load(pull + D * D + channel, mask=channel < D, other=0.0)
             z = _centred(x, valid, origin, b, row, channel, num_rows, D, MASKED)
             weight = tl.load(
@@ -217,7 +225,7 @@ def _map_blocks(
 def _pull_back_kernel(
     x, y, valid, pull_x, pull_y, grad, out_x, out_y,
     num_x, num_y, programs_x,
-    D: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr,
+    D: tl.constexpr, CHANNELS: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr,
     BLOCKS: tl.constexpr, BOTH: tl.constexpr, MASKED: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     """out[b, row] = grad[b] ((y[b, row] - mean[b]) matrix[b] + offset[b]) for one tile of out.
@@ -230,17 +238,17 @@ def _pull_back_kernel(
         if first < programs_x:
             _map_blocks(
                 x, valid, pull_x, grad, out_x, b, first * BLOCKS, num_x,
-                D, WIDTH, CHANNELS, ROWS, BLOCKS, False, SCALED,
+                D, CHANNELS, CHUNK, ROWS, BLOCKS, False, SCALED,
             )  # fmt: skip
         else:
             _map_blocks(
                 y, valid, pull_y, grad, out_y, b, (first - programs_x) * BLOCKS, num_y,
-                D, WIDTH, CHANNELS, ROWS, BLOCKS, False, SCALED,
+                D, CHANNELS, CHUNK, ROWS, BLOCKS, False, SCALED,
             )  # fmt: skip
     else:
         _map_blocks(
             y, valid, pull_y, grad, out_y, b, first * BLOCKS, num_y,
-            D, WIDTH, CHANNELS, ROWS, BLOCKS, MASKED, SCALED,
+            D, CHANNELS, CHUNK, ROWS, BLOCKS, MASKED, SCALED,
         )  # fmt: skip
 
 
@@ -248,6 +256,8 @@ def _pull_back_kernel(
 def _tile(d: int) -> tuple[int, int]:
     """Channels of a tile, and all of them in whole tiles."""
     channels = min(max(16, triton.next_power_of_2(d)), _CHANNELS)
+    while channels > 32 and -d % channels >= channels // 2:
+        channels //= 2  # else half of the last tile would be empty
     return channels, triton.cdiv(d, channels) * channels
 
 
@@ -285,10 +295,10 @@ def _cut(
     most = _SUMMED // channels
     wanted = triton.cdiv(_PROGRAMS * _processors(device), b * tiles * (tiles + 1) // 2)
     # As many blocks in a split of one set as of the other: they take equally long.
-    rows = triton.cdiv(triton.cdiv(n, _ROWS) + triton.cdiv(m, _ROWS), min(wanted, most)) * _ROWS
-    rows = max(rows, _ROWS)
+    rows = triton.cdiv(triton.cdiv(n, _SUM_ROWS) + triton.cdiv(m, _SUM_ROWS), min(wanted, most))
+    rows = max(rows, 1) * _SUM_ROWS
     splits = triton.cdiv(n, rows), max(1, triton.cdiv(m, rows))
-    blocks = rows // _ROWS
+    blocks = rows // _SUM_ROWS
     return splits, (blocks, blocks), min(triton.next_power_of_2(max(splits)), most)
 
 
@@ -305,8 +315,9 @@ def sums(x: Tensor | None, y: Tensor, valid: Tensor | None = None) -> Sums:
     with on_device(y):
         _sums_kernel[(splits_x + splits_y, tiles * (tiles + 1) // 2, b)](
             y if x is None else x, y, y if valid is None else valid, buffer, arrived,
-            n, k, splits_x, *blocks, d, width, channels, _ROWS, x is not None, valid is not None,
-            num_warps=_WARPS, num_stages=2, enable_fp_fusion=True,
+            n, k, splits_x, *blocks, d, width, channels, _SUM_ROWS, x is not None,
+            valid is not None,
+            num_warps=_SUM_WARPS, num_stages=_SUM_STAGES, enable_fp_fusion=True,
         )  # fmt: skip
     return Sums(buffer, arrived, (splits_x, splits_y), together)
 
@@ -324,7 +335,7 @@ def moments(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     with on_device(x):
         _fit_kernel[(d, b)](
             partial, count, mean, covariance, splits, d, width, channels, together,
-            num_warps=_WARPS, num_stages=1, enable_fp_fusion=True,
+            num_warps=4, num_stages=1, enable_fp_fusion=True,
         )  # fmt: skip
     return count, mean, covariance
 
@@ -344,16 +355,17 @@ def map_points(
     last = of[-1]
     b, k, d = last.shape
     channels, width = _tile(d)
-    programs = [triton.cdiv(p.shape[1], _ROWS * _MAPPED_BLOCKS) for p in of]
+    programs = [triton.cdiv(p.shape[1], _MAP_ROWS * _MAP_BLOCKS) for p in of]
     if b * sum(programs) > 0:
         ups = [pulls[i] for i in present]
         with on_device(last):
             _pull_back_kernel[(sum(programs), width // channels, b)](
                 of[0], last, last if valid is None else valid, ups[0], ups[-1],
                 ups[0] if grad is None else grad.contiguous(), out[0], out[-1],
-                of[0].shape[1], k, programs[0], d, width, channels, _ROWS, _MAPPED_BLOCKS,
+                of[0].shape[1], k, programs[0], d, channels, min(_MAP_CHUNK, channels), _MAP_ROWS,
+                _MAP_BLOCKS,
                 len(of) == 2, valid is not None, grad is not None,
-                num_warps=_WARPS, num_stages=1, enable_fp_fusion=True,
+                num_warps=_MAP_WARPS, num_stages=1, enable_fp_fusion=True,
             )  # fmt: skip
     return tuple(out.pop(0) if i in present else None for i in (0, 1))
 
