@@ -17,14 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 _CHANNELS = 64  # channels of one side of a tile, at most
-_SUM_ROWS = 16  # points whose products are summed together
-_SUM_WARPS = 4
 _SUM_STAGES = 3
 _PROGRAMS = 2  # of the sums, a processor
-_MAP_ROWS = 64  # points mapped together
-_MAP_CHUNK = 16  # channels of them read together
-_MAP_WARPS = 4
-_MAP_BLOCKS = 1  # blocks of points that one program maps
 _SUMMED = 8192  # partial sums read together, at most
 _SAMPLED = tl.constexpr(64)  # points whose mean is the shift
 # Rows of a partial sum after the Gram matrix: the channels' sums, the shift, the points' number.
@@ -261,6 +255,32 @@ def _tile(d: int) -> tuple[int, int]:
     return channels, triton.cdiv(d, channels) * channels
 
 
+class _SumTile(NamedTuple):
+    """Points whose products are summed together, and warps."""
+
+    rows: int
+    warps: int
+
+
+class _MapTile(NamedTuple):
+    """Points mapped together, channels of them read together, such blocks in a program, warps."""
+
+    rows: int
+    chunk: int
+    blocks: int
+    warps: int
+
+
+@functools.cache
+def _sum_tile(d: int) -> _SumTile:
+    return _SumTile(rows=16, warps=4)
+
+
+@functools.cache
+def _map_tile(d: int) -> _MapTile:
+    return _MapTile(rows=64, chunk=16, blocks=1, warps=4)
+
+
 @functools.cache
 def _processors(device: torch.device) -> int:
     if device.type != "cuda":
@@ -295,10 +315,11 @@ def _cut(
     most = _SUMMED // channels
     wanted = triton.cdiv(_PROGRAMS * _processors(device), b * tiles * (tiles + 1) // 2)
     # As many blocks in a split of one set as of the other: they take equally long.
-    rows = triton.cdiv(triton.cdiv(n, _SUM_ROWS) + triton.cdiv(m, _SUM_ROWS), min(wanted, most))
-    rows = max(rows, 1) * _SUM_ROWS
+    tall = _sum_tile(d).rows
+    rows = triton.cdiv(triton.cdiv(n, tall) + triton.cdiv(m, tall), min(wanted, most))
+    rows = max(rows, 1) * tall
     splits = triton.cdiv(n, rows), max(1, triton.cdiv(m, rows))
-    blocks = rows // _SUM_ROWS
+    blocks = rows // tall
     return splits, (blocks, blocks), min(triton.next_power_of_2(max(splits)), most)
 
 
@@ -315,9 +336,9 @@ def sums(x: Tensor | None, y: Tensor, valid: Tensor | None = None) -> Sums:
     with on_device(y):
         _sums_kernel[(splits_x + splits_y, tiles * (tiles + 1) // 2, b)](
             y if x is None else x, y, y if valid is None else valid, buffer, arrived,
-            n, k, splits_x, *blocks, d, width, channels, _SUM_ROWS, x is not None,
+            n, k, splits_x, *blocks, d, width, channels, _sum_tile(d).rows, x is not None,
             valid is not None,
-            num_warps=_SUM_WARPS, num_stages=_SUM_STAGES, enable_fp_fusion=True,
+            num_warps=_sum_tile(d).warps, num_stages=_SUM_STAGES, enable_fp_fusion=True,
         )  # fmt: skip
     return Sums(buffer, arrived, (splits_x, splits_y), together)
 
@@ -355,17 +376,18 @@ def map_points(
     last = of[-1]
     b, k, d = last.shape
     channels, width = _tile(d)
-    programs = [triton.cdiv(p.shape[1], _MAP_ROWS * _MAP_BLOCKS) for p in of]
+    tile = _map_tile(d)
+    programs = [triton.cdiv(p.shape[1], tile.rows * tile.blocks) for p in of]
     if b * sum(programs) > 0:
         ups = [pulls[i] for i in present]
         with on_device(last):
             _pull_back_kernel[(sum(programs), width // channels, b)](
                 of[0], last, last if valid is None else valid, ups[0], ups[-1],
                 ups[0] if grad is None else grad.contiguous(), out[0], out[-1],
-                of[0].shape[1], k, programs[0], d, channels, min(_MAP_CHUNK, channels), _MAP_ROWS,
-                _MAP_BLOCKS,
+                of[0].shape[1], k, programs[0], d, channels, tile.chunk, tile.rows,
+                tile.blocks,
                 len(of) == 2, valid is not None, grad is not None,
-                num_warps=_MAP_WARPS, num_stages=1, enable_fp_fusion=True,
+                num_warps=tile.warps, num_stages=1, enable_fp_fusion=True,
             )  # fmt: skip
     return tuple(out.pop(0) if i in present else None for i in (0, 1))
 

@@ -123,10 +123,10 @@ def _meet(arrived, target, GROUP: tl.constexpr):
 
 @triton.jit
 def _iterate(
-    work, scalars, steps, num_steps, scale, worker, arrived, target, tolerance,
+    work, scalars, steps, num_steps, per_scale, worker, arrived, target, tolerance,
     D: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """P, the first matrix of `work`, to the roots of P / scale and its inverse.
+    """P, the first matrix of `work`, to the roots of P per_scale and its inverse.
 
     `work` goes on with Y, Y, Z, Z, which take turns. Returns how many steps were taken and how many
     arrivals there were: the results are among the second of each after an odd number.
@@ -140,10 +140,10 @@ def _iterate(
     for task in range(worker, 2 * blocks, GROUP):
         part = tl.cast(task, tl.int64)
         first = part % blocks * _ROWS
-        rest = slope * (_some(work, first, WIDTH, False) / scale)
+        rest = (slope * per_scale) * _some(work, first, WIDTH, False)
         q = constant * _eye(first, D, WIDTH) - rest
         if part < blocks:
-            _put(ys + size, first, _product(q, _all(work, WIDTH, False) / scale), WIDTH)
+            _put(ys + size, first, _product(q, _all(work, WIDTH, False) * per_scale), WIDTH)
         else:
             _put(zs + size, first, q, WIDTH)
     target += GROUP
@@ -232,8 +232,9 @@ def _solve_pair(
     # Without any variance there is no ridge either: T is 0 and misses everything.
     flat = scale <= 0.0
     scale = tl.where(flat, 1.0, scale)
+    per_scale = 1.0 / scale
     taken, target = _iterate(
-        work, scalars, steps, num_steps, scale, worker, arrived, target, TOLERANCE,
+        work, scalars, steps, num_steps, per_scale, worker, arrived, target, TOLERANCE,
         D, WIDTH, GROUP,
     )  # fmt: skip
     root = tl.sqrt(scale)
