@@ -66,4 +66,4 @@ $(VENV)/.bench: $(VENV)/.python $(SOURCES)
 	@touch $@
 
 clean:
-	rm -rf build .pytest_cache .ruff_cache vqkern/_native*.so
+	rm -rf build .pytest_cache .ruff_cache vqkern/_native*.so vqkern/_hopper.so

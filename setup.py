@@ -1,8 +1,8 @@
-"""Builds the native module with CMake and ninja where a compiler is found.
+"""Builds the native module, and the kernels for Hopper GPUs, with CMake where compilers are found.
 
-VQKERN_BUILD=auto (default): try; if it fails, say so and install the pure-Python package.
-VQKERN_BUILD=none: do not try.  VQKERN_BUILD=cpp: the CPU module must build.
-VQKERN_BUILD=cuda: as cpp; this version has no CUDA C++ kernel to add.
+VQKERN_BUILD=auto (default): try; if it fails, say so and install what there is.
+VQKERN_BUILD=none: do not try.  VQKERN_BUILD=cpp: the CPU module must build, no CUDA is tried.
+VQKERN_BUILD=cuda: both must build.
 """
 
 import os
@@ -24,12 +24,29 @@ def say(message: str) -> None:
     print(f"vqkern: {message}", file=sys.stderr, flush=True)
 
 
+def has_cuda(build: Path) -> bool:
+    """Whether CMake found a CUDA compiler."""
+    cache = (build / "CMakeCache.txt").read_text(encoding="utf-8", errors="replace")
+    return "CMAKE_CUDA_COMPILER:" in cache and "CMAKE_CUDA_COMPILER:FILEPATH=NOTFOUND" not in cache
+
+
+def install(module: Path, target: Path) -> None:
+    """Copies a module in one step: a process that has the old one mapped keeps the old file."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".partial")
+    shutil.copyfile(module, partial)
+    os.replace(partial, target)
+    say(f"built: {target.name}")
+
+
 class CMakeBuild(build_ext):
-    """Builds csrc/ in build/cmake-<python> and copies the module to where it belongs."""
+    """Builds csrc/ in build/cmake-<python> and copies the modules to where they belong."""
 
     def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name))
         try:
-            module = self.compile()
+            build = self.configure()
+            install(self.compile(build, "_native"), target)
         except (OSError, subprocess.CalledProcessError, RuntimeError) as error:
             if MODE != "auto":
                 message = f"vqkern: VQKERN_BUILD={MODE} and the native module failed: {error}"
@@ -37,15 +54,27 @@ class CMakeBuild(build_ext):
             say(f"the native module was NOT built ({error}).")
             say("Everything works through PyTorch, slower; `vqkern info` shows the state.")
             return
-        target = Path(self.get_ext_fullpath(ext.name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Replaced in one step: a process that has the old module mapped keeps the old file.
-        partial = target.with_suffix(".partial")
-        shutil.copyfile(module, partial)
-        os.replace(partial, target)
-        say(f"native module built: {target.name}")
+        if MODE == "cpp":
+            return
+        try:
+            install(self.compile(build, "_hopper"), target.with_name("_hopper.so"))
+        except (OSError, subprocess.CalledProcessError, RuntimeError) as error:
+            if MODE == "cuda":
+                message = f"vqkern: VQKERN_BUILD=cuda and the CUDA kernels failed: {error}"
+                raise SystemExit(message) from None
+            # Few machines have nvcc, and GPUs are served by Triton without it.
+            if has_cuda(build):
+                say(f"the CUDA kernels were NOT built ({error}); Triton serves GPUs.")
 
-    def compile(self) -> Path:
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        (ext,) = self.extensions
+        built = Path(self.build_lib, *ext.name.split(".")[:-1], "_hopper.so")
+        if built.exists():
+            package = self.get_finalized_command("build_py").get_package_dir("vqkern")
+            install(built, Path(package) / built.name)
+
+    def configure(self) -> Path:
         import pybind11
 
         cmake = shutil.which("cmake")
@@ -61,12 +90,19 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={build}",
+            f"-DVQKERN_CUDA={'OFF' if MODE == 'cpp' else 'ON'}",
             *os.environ.get("VQKERN_CMAKE_ARGS", "").split(),
         ]  # fmt: skip
         self.run_quietly(configure, "cmake could not configure; is there a C++17 compiler?", build)
+        return build
+
+    def compile(self, build: Path, target: str) -> Path:
+        if target == "_hopper" and not has_cuda(build):
+            raise RuntimeError("nvcc was not found, or does not work")
         jobs = str(min(8, os.cpu_count() or 1))
-        self.run_quietly([cmake, "--build", str(build), "-j", jobs], "compiling failed", build)
-        modules = [p for p in build.rglob("_native*") if p.suffix in (".so", ".pyd")]
+        command = [shutil.which("cmake"), "--build", str(build), "-j", jobs, "--target", target]
+        self.run_quietly(command, "compiling failed", build)
+        modules = [p for p in build.rglob(f"{target}*") if p.suffix in (".so", ".pyd")]
         if not modules:
             raise RuntimeError("the build left no module")
         return modules[0]

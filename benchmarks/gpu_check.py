@@ -9,6 +9,7 @@ as passed.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -26,21 +27,29 @@ SANITIZED = (
 def steps(out: Path) -> list[tuple[str, list[str], int, str | None]]:
     """Name, command, seconds allowed, and the program it cannot do without."""
     python = sys.executable
-    tests = [python, "-m", "pytest", "-q", "-m", "gpu", "tests/ops/test_gpu.py"]
+    tests = [python, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+    files = ["tests/ops/test_gpu.py", "tests/ops/test_gpu_hopper.py"]
+    # Most of the time goes into compiling one kernel after another.
+    workers = ["-n", "8"] if importlib.util.find_spec("xdist") else []
     sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--target-processes", "all"]
     compare = [python, "benchmarks/compare.py", "--device", "cuda", "--out", str(out)]
     return [
-        ("build", [python, "setup.py", "build_ext", "--inplace"], 60, None),
-        ("tests and 250 race repeats", tests, 170, None),
-        ("memcheck", [*sanitizer, "--tool", "memcheck", *tests, "-k", SANITIZED], 40, sanitizer[0]),
+        ("build", [python, "setup.py", "build_ext", "--inplace"], 100, None),
+        ("tests and 250 race repeats", [*tests, *workers, *files], 170, None),
         (
-            "racecheck",
-            [*sanitizer, "--tool", "racecheck", *tests, "-k", SANITIZED],
-            40,
+            "memcheck",
+            [*sanitizer, "--tool", "memcheck", *tests, files[0], "-k", SANITIZED],
+            60,
             sanitizer[0],
         ),
-        ("nearest_code benchmark", [*compare, "--op", "nearest_code", "--seconds", "1"], 120, None),
-        ("squared_mmd benchmark", [*compare, "--op", "squared_mmd", "--seconds", "1"], 80, None),
+        (
+            "racecheck",
+            [*sanitizer, "--tool", "racecheck", *tests, files[0], "-k", SANITIZED],
+            60,
+            sanitizer[0],
+        ),
+        ("nearest_code benchmark", [*compare, "--op", "nearest_code", "--seconds", "1"], 90, None),
+        ("squared_mmd benchmark", [*compare, "--op", "squared_mmd", "--seconds", "1"], 60, None),
         ("shapes of record", [python, "benchmarks/gpu_shapes.py", "--out", str(out)], 90, None),
     ]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 import statistics
 import sys
 from collections.abc import Callable
@@ -59,6 +60,13 @@ def kernels_of(call: Callable[[], object]) -> list[tuple[str, float]]:
     return sorted(found, key=lambda kernel: -kernel[1])
 
 
+def short(kernel: str) -> str:
+    """A kernel's name without its namespaces and arguments."""
+    return re.sub(r"\(anonymous namespace\)::|vqkern::hopper::|^void ", "", kernel).split("(")[0][
+        :60
+    ]
+
+
 def check_search(z: torch.Tensor, codes: torch.Tensor, index: torch.Tensor) -> str:
     """How many of 64 rows have another index than the CPU gives them."""
     rows = torch.randperm(len(z), device=z.device)[:64]
@@ -73,17 +81,23 @@ def searches() -> list[tuple[str, str, str, float, str]]:
         z, codes = torch.randn(n, d, device="cuda"), torch.randn(k, d, device="cuda")
         shape = f"{name} {n} {k} {d}"
 
-        def call(z=z, codes=codes):
-            return vqkern.nearest_code(z, codes)
+        for backend, state in vqkern.backend.status("cuda").items():
+            if backend not in ("cuda", "triton") or not state.available:
+                continue
 
-        with vqkern.certificates() as certificate:
-            index = call().index
-        note = check_search(z, codes, index)
-        note += f"; {certificate.certified} of {n} certified, {certificate.candidates} candidates"
-        rows.append(("nearest_code", shape, "call", median_ms(call, 20), note))
-        rows.append(("nearest_code", shape, "graph", median_ms(graph_of(call).replay, 20), ""))
-        for kernel, milliseconds in kernels_of(call)[:8]:
-            rows.append(("nearest_code", shape, "kernel", milliseconds, kernel[:60]))
+            def call(z=z, codes=codes, backend=backend):
+                return vqkern.nearest_code(z, codes, backend=backend)
+
+            with vqkern.certificates() as certificate:
+                index = call().index
+            note = check_search(z, codes, index)
+            note += f"; {certificate.certified} of {n} certified, "
+            note += f"{certificate.candidates} candidates"
+            op = f"nearest_code {backend}"
+            rows.append((op, shape, "call", median_ms(call, 20), note))
+            rows.append((op, shape, "graph", median_ms(graph_of(call).replay, 20), ""))
+            for kernel, milliseconds in kernels_of(call)[:8]:
+                rows.append((op, shape, "kernel", milliseconds, short(kernel)))
         if name == "A":
             note = "four times a quarter of it"
             rows.append(("torch.mm fp16", shape, "call", product_ms(z, codes), note))
@@ -117,7 +131,7 @@ def losses() -> list[tuple[str, str, str, float, str]]:
             torch.cuda.synchronize()
             rows.append((op, shape, "graph", float("nan"), str(error).split("\n")[0][:80]))
         for kernel, milliseconds in kernels_of(call)[:8]:
-            rows.append((op, shape, "kernel", milliseconds, kernel[:60]))
+            rows.append((op, shape, "kernel", milliseconds, short(kernel)))
     return rows
 
 
@@ -136,7 +150,7 @@ def main() -> int:
         writer.writerow(COLUMNS)
         for measure in (searches, losses):
             for op, shape, what, milliseconds, note in measure():
-                print(f"{op:14} {shape:24} {what:7} {milliseconds:9.4f} ms  {note}", flush=True)
+                print(f"{op:19} {shape:24} {what:7} {milliseconds:9.4f} ms  {note}", flush=True)
                 writer.writerow((op, shape, what, f"{milliseconds:.5g}", note, *where))
             file.flush()
     return 0

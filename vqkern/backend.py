@@ -8,10 +8,12 @@ A backend asked for by name runs or raises: nothing falls back silently.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -47,15 +49,45 @@ def _load_native() -> ModuleType | ImportError:
         return ImportError(f"the native module is broken ({type(error).__name__}: {error})")
 
 
+def _load_hopper() -> ctypes.CDLL | ImportError:
+    path = Path(__file__).with_name("_hopper.so")
+    if not path.exists():
+        return ImportError(
+            "its kernels were not built (reinstall where nvcc is found and without "
+            "VQKERN_BUILD=none or cpp)"
+        )
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        return ImportError(f"its kernels are broken ({error})")
+
+
 # Found out once, at import: under torch.compile constants are fine, and calls break the graph.
 _NATIVE = _load_native()
 _CPU_KERNELS = "" if isinstance(_NATIVE, ImportError) else ", ".join(_NATIVE.cpu_kernels())
+_HOPPER = _load_hopper()
+_NO_HOPPER = str(_HOPPER) if isinstance(_HOPPER, ImportError) else ""
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def native() -> ModuleType | ImportError:
     """The compiled CPU module, or the error that importing it raised."""
     return _NATIVE
+
+
+def hopper() -> ctypes.CDLL | ImportError:
+    """The compiled CUDA kernels for Hopper GPUs, or why there are none."""
+    return _HOPPER
+
+
+def _why_no_hopper(device: torch.device) -> str:
+    """Why the CUDA kernels cannot run on a device; empty if they can."""
+    if device.type != "cuda":
+        return f"it runs on CUDA tensors, these are on {device}"
+    properties = torch.cuda.get_device_properties(device)
+    if (properties.major, properties.minor) != (9, 0):
+        return "its kernels are for Hopper GPUs (compute capability 9.0); Triton serves others"
+    return _NO_HOPPER
 
 
 def triton_interprets() -> bool:
@@ -66,14 +98,16 @@ def triton_interprets() -> bool:
 
 def status(device: torch.device | str = "cpu") -> dict[str, Status]:
     """Which backends can run on tensors of `device`, and the reason for each that cannot."""
-    return {name: _status_of(name, torch.device(device).type) for name in BACKENDS}
+    return {name: _status_of(name, torch.device(device)) for name in BACKENDS}
 
 
-def _status_of(name: str, device: str) -> Status:
+def _status_of(name: str, where: torch.device) -> Status:
+    device = where.type
     if name == "torch":
         return Status(True, f"torch {torch.__version__}")
     if name == "cuda":
-        return Status(False, "no CUDA C++ kernel is part of this version")
+        reason = _why_no_hopper(where)
+        return Status(not reason, reason)
     if name == "cpp":
         if isinstance(_NATIVE, ImportError):
             return Status(False, str(_NATIVE))
@@ -109,7 +143,7 @@ def choose(op: str, requested: str, device: torch.device, supports: Mapping[str,
             # An interpreter is never what a user wants by default.
             if name not in supports or (name == "triton" and device.type != "cuda"):
                 continue
-            if _status_of(name, device.type).available and supports[name]() is None:
+            if _status_of(name, device).available and supports[name]() is None:
                 return name
         raise BackendUnavailable(f"{op}: no backend supports this call on {device}")
     if requested not in BACKENDS:
@@ -122,7 +156,7 @@ def choose(op: str, requested: str, device: torch.device, supports: Mapping[str,
             f"{op}: backend={requested!r} does not implement it; "
             f"it has {', '.join(sorted(supports))} (backend='auto' chooses among them)"
         )
-    state = _status_of(requested, device.type)
+    state = _status_of(requested, device)
     if not state.available:
         raise BackendUnavailable(f"{op}: backend={requested!r} cannot run here: {state.reason}")
     reason = supports[requested]()

@@ -22,12 +22,23 @@ SHAPES = [
 ]
 
 
-def nearest(z, codes):
-    result = vqkern.nearest_code(z.cuda(), codes.cuda(), backend="triton")
-    return result.index.cpu(), result.distance.cpu()
+@pytest.fixture(params=["triton", "cuda"])
+def nearest(request):
+    """The search by one backend, of CPU tensors."""
+    state = vqkern.backend.status("cuda")[request.param]
+    if not state.available:
+        pytest.skip(f"{request.param}: {state.reason}")
+
+    def search(z, codes):
+        if request.param == "cuda" and codes.shape[1] > 256:
+            pytest.skip("cuda: more than 256 channels")
+        result = vqkern.nearest_code(z.cuda(), codes.cuda(), backend=request.param)
+        return result.index.cpu(), result.distance.cpu()
+
+    return search
 
 
-def test_small_lattice():
+def test_small_lattice(nearest):
     """Every kernel of the search, the sums and the MMD, small enough for compute-sanitizer."""
     z, codes = torch.randint(-3, 4, (65, 9)).float(), torch.randint(-3, 4, (300, 9)).float()
     index, _ = nearest(z, codes)
@@ -43,7 +54,7 @@ def test_small_lattice():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("n,k,d", SHAPES)
-def test_integer_lattice_bit_for_bit(n, k, d, dtype):
+def test_integer_lattice_bit_for_bit(nearest, n, k, d, dtype):
     z = torch.randint(-8, 9, (n, d)).to(dtype)
     codes = torch.randint(-8, 9, (k, d)).to(dtype)
     index, distance = nearest(z, codes)
@@ -54,12 +65,12 @@ def test_integer_lattice_bit_for_bit(n, k, d, dtype):
 
 @pytest.mark.parametrize("offset", [0, 10, 100, 1000])
 @pytest.mark.parametrize("n,k,d", SHAPES)
-def test_no_regret_off_centre(n, k, d, offset):
+def test_no_regret_off_centre(nearest, n, k, d, offset):
     z, codes = torch.randn(n, d) + offset, torch.randn(k, d) + offset
     assert_no_regret(z, codes, nearest(z, codes)[0])
 
 
-def test_ties_and_values_that_are_not_finite():
+def test_ties_and_values_that_are_not_finite(nearest):
     codes = torch.randn(20, 5).repeat(30, 1)
     z = torch.randn(50, 5)
     z[7, 2], codes[0, 0] = math.nan, math.inf
@@ -71,22 +82,21 @@ def test_ties_and_values_that_are_not_finite():
     assert torch.equal(index, expected)
 
 
-def test_all_codes_equal():
+def test_all_codes_equal(nearest):
     index, distance = nearest(torch.zeros(9, 4), torch.ones(20000, 4))
     assert not index.any() and bool((distance == 4).all())
 
 
 @pytest.mark.parametrize("n,k,d", [(4096, 65536, 16), (512, 16384, 256), (3, 262144, 32)])
-def test_large_codebooks_agree_with_the_cpu_and_250_runs_agree(n, k, d):
+def test_large_codebooks_agree_with_the_cpu_and_250_runs_agree(nearest, n, k, d):
     z, codes = torch.randn(n, d), torch.randn(k, d)
     index, distance = nearest(z, codes)
     expected = vqkern.nearest_code(z, codes)
     assert torch.equal(index, expected.index)
     assert torch.equal(distance, expected.distance)
-    z, codes = z.cuda(), codes.cuda()
     for _ in range(250):
-        again = vqkern.nearest_code(z, codes, backend="triton")
-        assert torch.equal(again.index.cpu(), index) and torch.equal(again.distance.cpu(), distance)
+        again = nearest(z, codes)
+        assert torch.equal(again[0], index) and torch.equal(again[1], distance)
 
 
 def test_code_sums():

@@ -21,6 +21,7 @@ from vqkern.ops.code_sums import triton_kernels as sums  # noqa: E402
 from vqkern.ops.gaussian_w2 import iteration as gaussian_iteration  # noqa: E402
 from vqkern.ops.gaussian_w2 import triton_kernels as gaussian  # noqa: E402
 from vqkern.ops.gaussian_w2 import triton_solve as gaussian_solve  # noqa: E402
+from vqkern.ops.nearest_code import triton_decide as decide  # noqa: E402
 from vqkern.ops.nearest_code import triton_kernels as nearest  # noqa: E402
 from vqkern.ops.squared_mmd import triton_kernels as mmd  # noqa: E402
 
@@ -61,10 +62,10 @@ def screen(capability, d):
     tile = nearest.choose_tile(d, TARGETS[capability][1])
     types = pointers("fp32", "scales residuals norms half_norm reach slack floor lower upper")
     types |= pointers("fp16", "rows_rounded codes_rounded") | pointers("i32", "group")
-    types |= integers("num_rows num_tiles tiles_per_split num_splits")
+    types |= pointers("i32", "count") | integers("num_rows num_tiles tiles_per_split num_splits")
     constants = dict(
         WIDTH=nearest.padded_width(d), ROWS=tile.rows, CODES=tile.codes, CHANNELS=tile.channels,
-        RESIDENT=tile.resident, INTERPRETED=False,
+        RESIDENT=tile.resident, INTERPRETED=False, LISTED=capability == 90,
     )  # fmt: skip
     return build(
         nearest._screen_kernel, capability, types, constants,
@@ -75,41 +76,57 @@ def screen(capability, d):
 def exact_types(dtype):
     types = pointers(dtype, "z codes") | pointers("fp32", "lower upper distance")
     types |= pointers("fp64", "spread")
-    types |= pointers("i8", "state") | pointers("i32", "group") | pointers("i64", "index")
-    return types | integers("num_rows num_codes")
+    types |= pointers("i8", "state") | pointers("i32", "group left_rows left_count rows count")
+    return types | pointers("i64", "index part_best") | integers("num_rows num_codes")
 
 
 def rescore(capability, d, dtype="fp32", splits=1):
     return build(
         nearest._rescore_kernel, capability, exact_types(dtype),
-        dict(D=d, SPLITS=splits, GROUP=32), num_warps=1, enable_fp_fusion=False,
+        dict(D=d, SPLITS=splits, GROUP=32, LISTED=capability == 90),
+        num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
 
 
 def scan(capability, d, dtype="fp32"):
     constants = dict(
-        D=d, CODES=nearest._SCAN_CODES, STATES=nearest._SCAN_STATES, SHARED=nearest._SCAN_SHARED,
-        PARTS=nearest._SCAN_PARTS,
-    )  # fmt: skip
-    types = exact_types(dtype) | pointers("i64", "part_row part_best")
+        D=d, CODES=decide._SCAN_CODES, SHARED=decide._SCAN_SHARED, PARTS=decide._SCAN_PARTS
+    )
     return build(
-        nearest._scan_kernel, capability, types, constants,
-        num_warps=nearest._SCAN_WARPS, enable_fp_fusion=False,
+        decide._scan_kernel, capability, exact_types(dtype), constants,
+        num_warps=decide._SCAN_WARPS, enable_fp_fusion=False,
     )  # fmt: skip
 
 
 def join_parts(capability, d, dtype="fp32"):
-    types = exact_types(dtype) | pointers("i64", "part_row part_best")
     return build(
-        nearest._join_kernel, capability, types, dict(D=d, PARTS=nearest._SCAN_PARTS),
+        decide._join_kernel, capability, exact_types(dtype), dict(D=d, PARTS=decide._SCAN_PARTS),
         num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
 
 
+def ties_of_codes(capability, d, dtype="fp32"):
+    types = exact_types(dtype) | pointers("i32", "candidates")
+    return build(
+        decide._ties_of_codes_kernel, capability, types, dict(D=d, CANDIDATES=128),
+        num_warps=1, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def ties_of_groups(capability, d, dtype="fp32"):
+    types = exact_types(dtype) | pointers("i32", "groups kept_count") | pointers("fp32", "bounds")
+    return build(
+        decide._ties_of_groups_kernel, capability, types,
+        dict(D=d, SPLITS=2, CAPACITY=8, GROUP=64), num_warps=1, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+# Lists of rows are what the CUDA kernels for Hopper GPUs leave over: LISTED on sm_90 alone.
 def survey(capability, d, dtype="fp32"):
     types = pointers(dtype, "codes") | pointers("i8", "finite") | pointers("fp64", "total")
-    types |= pointers("fp32", "low high") | integers("num_codes")
-    constants = dict(D=d, ROWS=nearest._SURVEY_ROWS, CHANNELS=min(nearest.padded_width(d), 64))
+    types |= pointers("fp32", "low high") | pointers("i32", "count") | integers("num_codes")
+    channels = min(nearest.padded_width(d), 64)
+    constants = dict(D=d, ROWS=nearest._SURVEY_ROWS, CHANNELS=channels, LISTED=capability == 90)
     return build(
         nearest._survey_kernel, capability, types, constants, num_warps=4, enable_fp_fusion=True
     )
@@ -119,9 +136,11 @@ def round_codes(capability, d, dtype="fp32"):
     tile = nearest.choose_tile(d, TARGETS[capability][1])
     types = pointers(dtype, "codes") | pointers("i8", "finite") | pointers("fp16", "rounded")
     types |= pointers("fp32", "centre half_norm reach slack floor") | pointers("fp64", "spread")
-    types |= integers("num_codes") | {"g": "fp32"}
+    types |= pointers("i32", "count") | integers("num_codes") | {"g": "fp32"}
     width = nearest.padded_width(d)
-    constants = dict(D=d, WIDTH=width, CODES=tile.codes, CHANNELS=min(width, 64))
+    constants = dict(
+        D=d, WIDTH=width, CODES=tile.codes, CHANNELS=min(width, 64), LISTED=capability == 90
+    )
     return build(
         nearest._round_codes_kernel,
         capability,
@@ -135,9 +154,15 @@ def round_codes(capability, d, dtype="fp32"):
 def round_rows(capability, d, dtype="fp32"):
     types = pointers(dtype, "z") | pointers("fp32", "centre scales residuals norms")
     types |= pointers("fp64", "spread") | pointers("fp16", "rounded") | pointers("i8", "state")
-    types |= integers("num_rows")
+    types |= pointers("i32", "rows count") | integers("num_rows")
     width = nearest.padded_width(d)
-    constants = dict(D=d, WIDTH=width, ROWS=nearest._ROUNDED_ROWS, CHANNELS=min(width, 64))
+    constants = dict(
+        D=d,
+        WIDTH=width,
+        ROWS=nearest._ROUNDED_ROWS,
+        CHANNELS=min(width, 64),
+        LISTED=capability == 90,
+    )
     return build(
         nearest._round_rows_kernel, capability, types, constants, num_warps=4, enable_fp_fusion=True
     )
@@ -309,7 +334,18 @@ def case(f, capability, d, fast):
 
 
 FAST_SCREENS = {(90, 8), (90, 256), (80, 64), (80, 256), (100, 16), (120, 128)}
-KERNELS = (rescore, scan, join_parts, survey, round_codes, round_rows, pieces, join)
+KERNELS = (
+    rescore,
+    scan,
+    join_parts,
+    ties_of_codes,
+    ties_of_groups,
+    survey,
+    round_codes,
+    round_rows,
+    pieces,
+    join,
+)
 SWEEPS = (sweep, sweep_upper_half, sweep_same_set)
 PASSES = (moments, moments_of_two, pull_back, pull_back_of_two, fit)
 SOLVERS = (solve, solve_one_of_many)
@@ -360,7 +396,7 @@ def test_many_splits(tmp_path):
     assert_no_spills(rescore(90, 16, splits=nearest._MAX_SPLITS), 90, tmp_path)
 
 
-@pytest.mark.parametrize("kernel", [rescore, scan, join_parts])
+@pytest.mark.parametrize("kernel", [rescore, scan, join_parts, ties_of_codes, ties_of_groups])
 def test_exact_kernels_contract_nothing(kernel):
     """A multiply-add fused by the compiler would break the error-free transformations."""
     ptx = kernel(90, 8).asm["ptx"]

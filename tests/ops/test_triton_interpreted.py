@@ -6,6 +6,7 @@ it did there. What an interpreter cannot show (races, alignment, tensor-core rou
 """
 
 import functools
+import math
 import os
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from vqkern.ops.gaussian_w2 import iteration  # noqa: E402
 from vqkern.ops.gaussian_w2 import reference as gaussian_reference  # noqa: E402
 from vqkern.ops.gaussian_w2 import triton_solve as gaussian  # noqa: E402
 from vqkern.ops.nearest_code import reference as nearest_reference  # noqa: E402
+from vqkern.ops.nearest_code import triton_decide as decide  # noqa: E402
 from vqkern.ops.nearest_code import triton_kernels as nearest  # noqa: E402
 from vqkern.ops.squared_mmd import reference as mmd_reference  # noqa: E402
 from vqkern.ops.squared_mmd import triton_kernels as mmd  # noqa: E402
@@ -187,12 +189,72 @@ def test_splits_do_not_matter(splits):
 @interpreted
 def test_a_scan_sees_every_block(monkeypatch, shared):
     """Groups that fp16 cannot tell apart make a scan; the nearest codes lie all over."""
-    monkeypatch.setattr(nearest, "_SCAN_SHARED", shared)
-    monkeypatch.setattr(nearest, "_SCAN_PARTS", 4)
+    monkeypatch.setattr(decide, "_SCAN_SHARED", shared)
+    monkeypatch.setattr(decide, "_SCAN_PARTS", 4)
     codes = normal(32, 4, 36).repeat(32, 1) + 1e-6 * normal(1024, 4, 37)
     rows = torch.tensor([3, 300, 700, 1020])
     assert assert_nearest(codes[rows], codes) == 4
     assert torch.equal(nearest.nearest_code(codes[rows], codes)[0], rows)
+
+
+@pytest.mark.parametrize("listed", [[], [5], [7, 2, 0], list(range(9, -1, -1))])
+@interpreted
+def test_only_listed_rows_are_searched(listed):
+    z, codes = normal(10, 5, 43), normal(300, 5, 44)
+    z[7], codes[9, 0] = math.nan, math.inf
+    (rows,) = decide.no_rows(10, z.device)
+    rows.row[: len(listed)] = torch.tensor(listed, dtype=torch.int32)
+    rows.count[0] = len(listed)
+    index, distance = torch.full((10,), -5), torch.full((10,), -5.0)
+    nearest.search_rows(z, codes, rows, index, distance)
+    expected = vqkern.nearest_code(z, codes, backend="torch")
+    for row in range(10):
+        if row in listed:
+            assert index[row] == expected.index[row] and distance[row] == expected.distance[row]
+        else:
+            assert index[row] == -5 and distance[row] == -5
+
+
+def tied_rows():
+    """Rows whose nearest codes are one vector, and the list of all but the last row."""
+    codes = normal(150, 6, 41).repeat(2, 1)
+    z = codes[[3, 40, 149, 7]] + 1e-3 * normal(4, 6, 42)
+    (tied,) = decide.no_rows(4, z.device)
+    tied.row[:3], tied.count[0] = torch.tensor([2, 0, 1]), 3
+    return z, codes, tied, torch.full((4,), -5), torch.full((4,), -5.0)
+
+
+@interpreted
+def test_ties_among_candidates():
+    z, codes, tied, index, distance = tied_rows()
+    candidates = torch.full((4, 32), -1, dtype=torch.int32)
+    for row, code in enumerate([3, 40, 149, 7]):
+        candidates[row, :3] = torch.tensor([code + 150, 60, code])
+    decide.settle_codes(z, codes, candidates, tied, index, distance)
+    assert index.tolist() == [3, 40, 149, -5]
+    expected = vqkern.nearest_code(z, codes, backend="torch").distance
+    assert torch.equal(distance[:3], expected[:3]) and distance[3] == -5
+
+
+@interpreted
+def test_ties_among_groups():
+    """Kept groups count where they are within their list and not above the bound."""
+    z, codes, tied, index, distance = tied_rows()
+    kept = torch.zeros(2, 4, 4, 8, 2, dtype=torch.int32)
+    bounds = kept.view(torch.float32)
+    count = torch.zeros(2, 4, 4, dtype=torch.int32)
+    for row, code in enumerate([3, 40, 149, 7]):
+        # The later of the two groups comes first, in another list.
+        for place, group in enumerate([(code + 150) // 64, code // 64]):
+            split, quarter = place, 3 * place
+            bounds[split, row, quarter, 0, 0], kept[split, row, quarter, 0, 1] = 1.0, group
+            count[split, row, quarter] = 1
+        # Row 0's own group is too far away; what lies beyond a count is nothing.
+    bounds[1, 0, 3, 0, 0] = 3.0
+    bounds[:, :, :, 7, 0] = -1.0
+    upper = torch.tensor([[2.0] * 4, [5.0] * 4])
+    decide.settle_groups(z, codes, kept, count, upper, 64, tied, index, distance)
+    assert index.tolist() == [153, 40, 149, -5]
 
 
 @interpreted

@@ -20,6 +20,7 @@ from .joint_index import (
     joint_size,
     split_index,
 )
+from .rounding import round_channels, round_index
 from .sphere import on_sphere
 from .structure import Composable
 
@@ -169,20 +170,36 @@ class FSQ(ScalarQuantizer):
         # Whole numbers, which .half() leaves alone; half, offset and shift follow from them.
         self.register_buffer("level", torch.tensor(levels), persistent=False)
 
-    def _bounded(self, latents: Tensor) -> Tensor:
-        level = self.level.to(latents.dtype)
-        offset = torch.where(self.level % 2 == 0, 0.5, 0.0).to(latents.dtype)
+    def _terms(self, dtype: torch.dtype) -> Tensor:
+        """half, offset, shift and the half width of each channel [4, dim]."""
+        level = self.level.to(dtype)
+        offset = torch.where(self.level % 2 == 0, 0.5, 0.0).to(dtype)
         if self.bound == "published":
             half = (level - 1) * (1 - 1e-3) / 2
             shift = torch.tan(offset / half)
         else:
             half = (level - 1) * (1 + 1e-3) / 2
             shift = torch.atanh(offset / half)
+        return torch.stack([half, offset, shift, (self.level // 2).to(dtype)])
+
+    def _bounded(self, latents: Tensor) -> Tensor:
+        half, offset, shift, _ = self._terms(latents.dtype)
         return torch.tanh(latents + shift) * half - offset
 
-    def _digits(self, latents: Tensor) -> Tensor:
-        half_width = (self.level // 2).to(latents.dtype)
-        return self._bounded(latents).round_().add_(half_width).clamp_min_(0).long()
+    def _assign(self, latents: Tensor, codes: None) -> Tensor:
+        rows = self._rows(latents.detach())
+        index = round_index(rows, self._terms(rows.dtype), list(self.levels))
+        return index.reshape(latents.shape[:-1])
+
+    def _train(self, latents: Tensor, index: Tensor, codes: None) -> tuple[Tensor, Tensor]:
+        if self.commitment > 0:
+            return super()._train(latents, index, codes)
+        rows = self._rows(latents)
+        values = round_channels(rows, self._terms(rows.dtype)).reshape(latents.shape)
+        return values.to(latents.dtype), values.new_zeros((), dtype=torch.float32)
+
+    def _rows(self, latents: Tensor) -> Tensor:
+        return latents.reshape(-1, self.dim).to(common_dtype(latents))
 
     def _values(self, digits: Tensor) -> Tensor:
         half_width = (self.level // 2).float()

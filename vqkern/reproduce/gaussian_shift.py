@@ -5,9 +5,10 @@ The published rows are those of Wasserstein VQ (Fang et al. 2025): 16,384 codes 
 `online`, `linear` and `wasserstein` have the published hyper-parameters: SGD with momentum .9 at
 rate 1 (vanilla), 3 (online, wasserstein) or .02 (linear map with bias over a frozen table); the
 mean squared error summed over channels, for Wasserstein .1 times that plus 10 times the unsquared
-distance; EMA with decay .9 and counts that start at 0. `ours-*` share one optimiser (see
-`vqkern.training.code_optimizer`) and revive codes that stay unused: `ours-none` is that alone,
-`ours-mmd` and `ours-wasserstein` add an alignment. `wide-mmd` has our optimiser, no revival, and
+distance; EMA with decay .9 and counts that start at 0. `wasserstein-w1` is `wasserstein` with
+weight 1 on the error. `ours-*` share one optimiser (see `vqkern.training.code_optimizer`) and
+revive codes that stay unused: `ours-none` is that alone, `ours-mmd` and `ours-wasserstein` add an
+alignment. `wide-mmd` has our optimiser, no revival, and
 the bandwidths 4b .. b/4 about the mean squared distance b, the common choice.
 """
 

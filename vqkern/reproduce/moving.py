@@ -103,9 +103,13 @@ def _linear(table: Table, settings: Moving) -> Rule:
     return Rule(codes, Gradient(), 1.0, None, _sgd(codes, 0.02))
 
 
-def _wasserstein(table: Table, settings: Moving) -> Rule:
+def _wasserstein(table: Table, settings: Moving, codebook_weight: float = 0.1) -> Rule:
     alignment = Wasserstein(weight=10.0, squared=False)
-    return Rule(table, Gradient(), 0.1, alignment, _sgd(table, 3.0))
+    return Rule(table, Gradient(), codebook_weight, alignment, _sgd(table, 3.0))
+
+
+def _wasserstein_w1(table: Table, settings: Moving) -> Rule:
+    return _wasserstein(table, settings, codebook_weight=1.0)
 
 
 # From four times the mean squared distance, which sees codes a whole data set away, down to the
@@ -146,6 +150,7 @@ METHODS: dict[str, Callable[[Table, Moving], Rule]] = {
     "online": _online,
     "linear": _linear,
     "wasserstein": _wasserstein,
+    "wasserstein-w1": _wasserstein_w1,
     "wide-mmd": _wide_mmd,
     "ours-none": _ours_none,
     "ours-wasserstein": _ours_wasserstein,

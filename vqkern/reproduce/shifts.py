@@ -79,7 +79,7 @@ def beside_published(rows: list[Row], paper: list[dict], symbol: str) -> str:
     known = {(row["method"], row["shift"]): row for row in paper}
     lines = []
     for row in rows:
-        theirs = known.get((str(row["method"]).removeprefix("ours-"), row["shift"]), {})
+        theirs = known.get((published_name(row["method"]), row["shift"]), {})
         lines.append(
             [
                 row["method"],
@@ -97,6 +97,11 @@ def beside_published(rows: list[Row], paper: list[dict], symbol: str) -> str:
     return format_table(head, lines)
 
 
+def published_name(method: str) -> str:
+    """The published method that one of ours, or a variant, stands beside."""
+    return method.removeprefix("ours-").removesuffix("-w1")
+
+
 def _error(value: float | None) -> str | None:
     return None if value is None else f"{value:.4f}"
 
@@ -109,7 +114,7 @@ def plot_beside(rows: list[Row], paper: list[dict], path: Path, axis: str, title
         for method in dict.fromkeys(row["method"] for row in rows):
             mine = [row for row in rows if row["method"] == method]
             lines.append((method, [r["shift"] for r in mine], [r[key] for r in mine], "o-"))
-            theirs = [row for row in paper if row["method"] == str(method).removeprefix("ours-")]
+            theirs = [row for row in paper if row["method"] == published_name(method)]
             if theirs:
                 values = [row[key] for row in theirs]
                 lines.append((f"{method}, paper", [r["shift"] for r in theirs], values, "--"))

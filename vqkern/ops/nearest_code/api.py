@@ -13,6 +13,7 @@ from ..code_sums.api import code_sums
 from . import reference
 
 METRICS = ("l2", "cosine")
+MOST_CUDA_CHANNELS = 256
 
 
 class NearestCode(NamedTuple):
@@ -31,7 +32,7 @@ def nearest_code(
         z: vectors [..., D], floating point, any strides.
         codes: codebook [K, D], K >= 1, on the device of `z`; its dtype may differ.
         metric: ``"l2"`` (distance: squared L2) or ``"cosine"`` (distance: 1 - cosine).
-        backend: ``"auto"``, ``"torch"``, ``"cpp"`` or ``"triton"``.
+        backend: ``"auto"``, ``"torch"``, ``"cpp"``, ``"triton"`` or ``"cuda"`` (Hopper GPUs).
 
     Returns:
         NearestCode(index [...], distance [...]). `distance` is differentiable with respect to both
@@ -69,18 +70,28 @@ def nearest_code(
 
 
 def _choose(z: Tensor, codes: Tensor, metric: str, backend: str) -> str:
-    def triton_support() -> str | None:
+    def gpu_support() -> str | None:
         if metric != "l2":
             return f"metric={metric!r} runs on backend='torch' there"
         if common_dtype(z, codes) == torch.float64:
             return "float64 inputs run on backend='torch' there"
         return None
 
+    def cuda_support() -> str | None:
+        if codes.shape[1] > MOST_CUDA_CHANNELS:
+            return f"more than {MOST_CUDA_CHANNELS} channels run on backend='triton'"
+        return gpu_support()
+
     return backends.choose(
         "nearest_code",
         backend,
         z.device,
-        {"torch": backends.always, "cpp": backends.always, "triton": triton_support},
+        {
+            "torch": backends.always,
+            "cpp": backends.always,
+            "triton": gpu_support,
+            "cuda": cuda_support,
+        },
     )
 
 
@@ -92,6 +103,10 @@ def _nearest_code(z: Tensor, codes: Tensor, metric: str, backend: str) -> tuple[
         from . import native
 
         index, distance = native.nearest_code(z, codes, metric)
+    elif backend == "cuda":
+        from . import hopper
+
+        index, distance = hopper.nearest_code(z, codes)
     elif backend == "triton":
         from . import triton_kernels
 

@@ -24,12 +24,17 @@ import triton.language as tl
 from torch import Tensor
 
 from . import certificate
-from .triton_exact import challenge, challenge_by
-
-# What becomes of a row.
-NO_CODE = tl.constexpr(0)  # not finite: index -1, distance inf
-SCREENED = tl.constexpr(1)
-SCANNED = tl.constexpr(2)
+from .triton_decide import (
+    NO_CODE,
+    SCANNED,
+    SCREENED,
+    Rows,
+    append,
+    device_limits,
+    nearest_in_groups,
+    no_rows,
+    scan,
+)
 
 KEPT = tl.constexpr(3)  # groups a row keeps for each quarter
 DEPTH = tl.constexpr(4)  # KEPT and the bound of the best group that was not kept
@@ -47,11 +52,6 @@ UPWARDS = tl.constexpr(1 + 2.0**-19)
 _SURVEY_ROWS = 128
 _ROUNDED_ROWS = 64
 _MAX_SPLITS = 64
-_SCAN_CODES = 256
-_SCAN_WARPS = 8
-_SCAN_STATES = 1024  # rows whose states are read at once
-_SCAN_SHARED = 1024  # rows whose scan is shared out
-_SCAN_PARTS = 128
 
 
 class Tile(NamedTuple):
@@ -128,10 +128,13 @@ def _keep(v, i, v0, v1, v2, v3, i0, i1, i2):
 
 @triton.jit(do_not_specialize=["num_codes"])
 def _survey_kernel(
-    codes, finite, total, low, high, num_codes,
-    D: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    codes, finite, total, low, high, count, num_codes,
+    D: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
     """Which codes are finite; each channel's sum, minimum and maximum over the finite ones."""
+    if LISTED:
+        if tl.load(count) == 0:
+            return
     block = tl.program_id(0).to(tl.int64)
     row = block * ROWS + tl.arange(0, ROWS)
     inside = row < num_codes
@@ -155,8 +158,9 @@ def _survey_kernel(
 
 @triton.jit(do_not_specialize=["num_codes", "g"])
 def _round_codes_kernel(
-    codes, finite, centre, spread, rounded, half_norm, reach, slack, floor, num_codes, g,
+    codes, finite, centre, spread, rounded, half_norm, reach, slack, floor, count, num_codes, g,
     D: tl.constexpr, WIDTH: tl.constexpr, CODES: tl.constexpr, CHANNELS: tl.constexpr,
+    LISTED: tl.constexpr,
 ):  # fmt: skip
     """One tile of codes in fp16, [CODES, WIDTH], zeros beyond D, and the bounds of its groups.
 
@@ -201,12 +205,19 @@ def _round_codes_kernel(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _round_rows_kernel(
-    z, centre, spread, rounded, scales, residuals, norms, state, num_rows,
+    z, centre, spread, rounded, scales, residuals, norms, state, rows, count, num_rows,
     D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    LISTED: tl.constexpr,
 ):  # fmt: skip
     """Rows in fp16 with a power of two each, [ROWS, WIDTH] with zeros beyond D, and their norms."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    inside = row < num_rows
+    slot = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row = slot
+    if LISTED:
+        num_rows = tl.load(count)
+        if tl.program_id(0) * ROWS >= num_rows:
+            return
+        row = tl.load(rows + slot, mask=slot < num_rows, other=0).to(tl.int64)
+    inside = slot < num_rows
     code_scale = _code_scale(spread)
     good = inside
     largest = tl.zeros([ROWS], tl.float64)
@@ -223,7 +234,7 @@ def _round_rows_kernel(
     within = exponent <= ROW_EXPONENT
     exponent = tl.minimum(exponent, ROW_EXPONENT)
     kind = tl.where(good, tl.where(within, SCREENED, SCANNED), NO_CODE)
-    tl.store(state + row, kind.to(tl.int8), mask=inside)
+    tl.store(state + slot, kind.to(tl.int8), mask=inside)
     good = good & within
     scale = _power_of_two(exponent)
     shrink = _power_of_two(-exponent)
@@ -237,26 +248,30 @@ def _round_rows_kernel(
         value = tl.where(mask, (value.to(tl.float64) - c[None, :]) * code_scale, 0.0)
         value = value * shrink[:, None]
         half = value.to(tl.float32).to(tl.float16)
-        tl.store(rounded + row[:, None] * WIDTH + channel[None, :], half, mask=inside[:, None])
+        tl.store(rounded + slot[:, None] * WIDTH + channel[None, :], half, mask=inside[:, None])
         near = half.to(tl.float64)
         norm += tl.sum(near * near, 1)
         residual += tl.sum((value - near) * (value - near), 1)
-    tl.store(scales + row, scale.to(tl.float32), mask=inside)
+    tl.store(scales + slot, scale.to(tl.float32), mask=inside)
     norm = tl.sqrt(norm)
     # The second term covers the rounding of z - c in float64.
     residual = tl.sqrt(residual) + 2.0**-48 * norm
-    tl.store(residuals + row, (scale * residual * UPWARDS).to(tl.float32), mask=inside)
-    tl.store(norms + row, (scale * norm * UPWARDS).to(tl.float32), mask=inside)
+    tl.store(residuals + slot, (scale * residual * UPWARDS).to(tl.float32), mask=inside)
+    tl.store(norms + slot, (scale * norm * UPWARDS).to(tl.float32), mask=inside)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_tiles", "tiles_per_split", "num_splits"])
 def _screen_kernel(
     rows_rounded, scales, residuals, norms, codes_rounded, half_norm, reach, slack, floor,
-    lower, group, upper, num_rows, num_tiles, tiles_per_split, num_splits,
+    lower, group, upper, count, num_rows, num_tiles, tiles_per_split, num_splits,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, CODES: tl.constexpr, CHANNELS: tl.constexpr,
-    RESIDENT: tl.constexpr, INTERPRETED: tl.constexpr,
+    RESIDENT: tl.constexpr, INTERPRETED: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
     """The lowest group bounds of ROWS rows over one split of the tiles of codes."""
+    if LISTED:
+        num_rows = tl.load(count)
+        if tl.program_id(0) * ROWS >= num_rows:
+            return
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     split = tl.program_id(1)
     inside = row < num_rows
@@ -334,106 +349,33 @@ def _screen_kernel(
 
 @triton.jit(do_not_specialize=["num_codes"])
 def _rescore_kernel(
-    z, codes, state, lower, group, upper, index, distance, num_codes,
-    D: tl.constexpr, SPLITS: tl.constexpr, GROUP: tl.constexpr,
+    z, codes, state, lower, group, upper, index, distance, left_rows, left_count, rows, count,
+    num_codes,
+    D: tl.constexpr, SPLITS: tl.constexpr, GROUP: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
     """The exact decision for one row among the groups that its bounds leave."""
-    row = tl.program_id(0).to(tl.int64)
-    kind = tl.load(state + row)
-    u = tl.min(tl.load(upper + row * (4 * SPLITS) + tl.arange(0, 4 * SPLITS)), 0)
+    place = tl.program_id(0).to(tl.int64)
+    row = place
+    if LISTED:
+        if place >= tl.load(count):
+            return
+        row = tl.load(rows + place).to(tl.int64)
+    kind = tl.load(state + place)
+    u = tl.min(tl.load(upper + place * (4 * SPLITS) + tl.arange(0, 4 * SPLITS)), 0)
     slot = tl.arange(0, 4 * DEPTH * SPLITS)
     kept = (slot // 4) % DEPTH < KEPT
-    bound = tl.load(lower + row * (4 * DEPTH * SPLITS) + slot)
-    id = tl.load(group + row * (4 * DEPTH * SPLITS) + slot, mask=kept, other=0)
+    bound = tl.load(lower + place * (4 * DEPTH * SPLITS) + slot)
+    id = tl.load(group + place * (4 * DEPTH * SPLITS) + slot, mask=kept, other=0)
     possible = (bound <= u) & (bound < float("inf"))
     lost = tl.sum((possible & (kept == 0)).to(tl.int32), 0) > 0
     if (kind == SCREENED) & lost:
-        tl.store(state + row, SCANNED)
+        tl.store(state + place, SCANNED)
+    if (kind == SCANNED) | ((kind == SCREENED) & lost):
+        append(row, left_rows, left_count)
     open = possible & kept & (kind == SCREENED) & (lost == 0)
-    best = tl.full([], -1, tl.int64)
-    best_key = tl.full([], float("inf"), tl.float64)
-    left = tl.sum(open.to(tl.int32), 0)
-    while left > 0:
-        # Groups in ascending order: a code met later loses a tie.
-        next = tl.min(tl.where(open, id, 2147483647), 0)
-        best, best_key = challenge(
-            z + row * D, codes, next.to(tl.int64) * GROUP, num_codes, best, best_key, D, GROUP
-        )
-        open = open & (id != next)
-        left = tl.sum(open.to(tl.int32), 0)
+    best, best_key = nearest_in_groups(z + row * D, codes, id, open, num_codes, D, GROUP)
     tl.store(index + row, best)
     tl.store(distance + row, best_key.to(tl.float32))
-
-
-@triton.jit(do_not_specialize=["num_rows", "num_codes"])
-def _scan_kernel(
-    z, codes, spread, state, index, distance, part_row, part_best, num_rows, num_codes,
-    D: tl.constexpr, CODES: tl.constexpr, STATES: tl.constexpr, SHARED: tl.constexpr,
-    PARTS: tl.constexpr,
-):  # fmt: skip
-    """The exact decision over all codes, for the rows that the screen could not narrow down.
-
-    The first SHARED such rows are shared out, a part of the codes to a program, and `part_best`
-    keeps the nearest of each part; the rest have a program each.
-    """
-    program = tl.program_id(0)
-    part, lane = program % PARTS, program // PARTS
-    lanes = tl.num_programs(0) // PARTS
-    steps = tl.cdiv(tl.cdiv(num_codes, CODES), PARTS)
-    differ = tl.load(spread) > 0
-    met = 0
-    for start in range(0, num_rows, STATES):
-        place = tl.cast(start, tl.int64) + tl.arange(0, STATES)
-        kind = tl.load(state + place, mask=place < num_rows, other=0)
-        open = kind == SCANNED
-        left = tl.sum(open.to(tl.int32), 0)
-        while left > 0:
-            row = tl.min(tl.where(open, place, 9223372036854775807), 0)
-            shared = met < SHARED
-            mine = met % lanes == lane
-            begin = part * steps * CODES
-            stop = tl.minimum(begin + steps * CODES, num_codes)
-            if not shared:
-                mine = met % tl.num_programs(0) == program
-                begin = 0
-                stop = num_codes
-            if mine:
-                best = tl.full([], -1, tl.int64)
-                best_key = tl.full([], float("inf"), tl.float64)
-                for first in range(begin, stop, CODES):
-                    # Where all finite codes are one vector, as in a codebook that starts at zero,
-                    # the first of them wins.
-                    if differ | (best < 0):
-                        best, best_key = challenge(
-                            z + row * D, codes, tl.cast(first, tl.int64), num_codes,
-                            best, best_key, D, CODES,
-                        )  # fmt: skip
-                if shared:
-                    tl.store(part_best + met * PARTS + part, best)
-                    tl.store(part_row + met, row, mask=part == 0)
-                else:
-                    tl.store(index + row, best)
-                    tl.store(distance + row, best_key.to(tl.float32))
-            met += 1
-            open = open & (place != row)
-            left -= 1
-
-
-@triton.jit
-def _join_kernel(
-    z, codes, index, distance, part_row, part_best,
-    D: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    """The nearest of what the parts of a shared scan found."""
-    slot = tl.program_id(0).to(tl.int64)
-    row = tl.load(part_row + slot)
-    if row >= 0:
-        code = tl.load(part_best + slot * PARTS + tl.arange(0, PARTS))
-        best = tl.full([], -1, tl.int64)
-        best_key = tl.full([], float("inf"), tl.float64)
-        best, best_key = challenge_by(z + row * D, codes, code, code >= 0, best, best_key, D)
-        tl.store(index + row, best)
-        tl.store(distance + row, best_key.to(tl.float32))
 
 
 def padded_width(d: int) -> int:
@@ -481,64 +423,60 @@ class Screen(NamedTuple):
 def _search(z: Tensor, codes: Tensor, splits: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Index, distance, and the state of each row (int8): NO_CODE, SCREENED or SCANNED."""
     z, codes = z.detach().contiguous(), codes.detach().contiguous()
-    (n, d), k, device = z.shape, len(codes), z.device
+    n, device = len(z), z.device
     index = torch.empty(n, dtype=torch.int64, device=device)
     distance = torch.empty(n, dtype=torch.float32, device=device)
     if n == 0:
         return index, distance, torch.empty(0, dtype=torch.int8, device=device)
     with torch.cuda.device_of(z):
-        s = _screen(z, codes, splits)
-        # Contraction would break the error-free transformations.
-        _rescore_kernel[(n,)](
-            z, codes, s.state, s.lower, s.group, s.upper, index, distance, k, d, s.lower.shape[1],
-            s.tile.codes // 4, num_warps=1, enable_fp_fusion=False,
-        )  # fmt: skip
-        programs = 4 * _device_limits(device)[0]
-        shared, parts = min(n, _SCAN_SHARED), min(_SCAN_PARTS, triton.next_power_of_2(programs))
-        part_row = torch.full((shared,), -1, dtype=torch.int64, device=device)
-        part_best = torch.empty(shared, parts, dtype=torch.int64, device=device)
-        _scan_kernel[(triton.cdiv(programs, parts) * parts,)](
-            z, codes, s.spread, s.state, index, distance, part_row, part_best, n, k, d,
-            _SCAN_CODES, _SCAN_STATES, shared, parts,
-            num_warps=_SCAN_WARPS, enable_fp_fusion=False,
-        )  # fmt: skip
-        _join_kernel[(shared,)](
-            z, codes, index, distance, part_row, part_best, d, parts,
-            num_warps=4, enable_fp_fusion=False,
-        )  # fmt: skip
+        screen = search_rows(z, codes, None, index, distance, splits)
     if certificate.recording():
-        _record(s, k)
-    return index, distance, s.state
+        certificate.record(**counts_of(screen, n, len(codes)))
+    return index, distance, screen.state
 
 
-def _record(screen: Screen, k: int) -> None:
-    """Adds the search to the open certificates, which waits for it."""
-    kinds = torch.bincount(screen.state.long(), minlength=3).tolist()
-    least = screen.upper.amin((1, 2), keepdim=True)[..., None]
-    kept = (screen.lower[:, :, : KEPT.value] <= least).flatten(1).sum(1)
-    decided = screen.state == SCREENED.value
-    measured = (kept * (screen.tile.codes // 4)).clamp_max(k)[decided].sum()
-    certificate.record(
-        rows=len(screen.state),
-        certified=kinds[SCREENED.value],
-        candidates=int(measured),
-        scanned=kinds[SCANNED.value],
-        invalid=kinds[NO_CODE.value],
-    )
+def search_rows(
+    z: Tensor, codes: Tensor, listed: Rows | None, index: Tensor, distance: Tensor,
+    splits: int | None = None,
+) -> Screen:  # fmt: skip
+    """Writes index and distance of the listed rows of contiguous z, or of all of them.
+
+    With an empty list nothing but the launches is paid for. What is screened has the order of the
+    list.
+    """
+    n, d = z.shape
+    s = _screen(z, codes, splits, listed)
+    (left,) = no_rows(n, z.device)
+    # Contraction would break the error-free transformations.
+    _rescore_kernel[(n,)](
+        z, codes, s.state, s.lower, s.group, s.upper, index, distance, *left,
+        *(listed or left), len(codes), d, s.lower.shape[1], s.tile.codes // 4, listed is not None,
+        num_warps=1, enable_fp_fusion=False,
+    )  # fmt: skip
+    scan(z, codes, s.spread, left, index, distance)
+    return s
 
 
-def _device_limits(device: torch.device) -> tuple[int, int]:
-    """Multiprocessors, and bytes of shared memory a block may use."""
-    if device.type != "cuda":
-        return 2, 1 << 18
-    properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count, properties.shared_memory_per_block_optin
+def counts_of(screen: Screen, n: int, k: int) -> dict[str, int]:
+    """What a certificate counts, of the first n rows of a screen; waits for it."""
+    state = screen.state[:n]
+    kinds = torch.bincount(state.long(), minlength=3).tolist()
+    least = screen.upper[:n].amin((1, 2), keepdim=True)[..., None]
+    kept = (screen.lower[:n, :, : KEPT.value] <= least).flatten(1).sum(1)
+    decided = state == SCREENED.value
+    return {
+        "rows": n,
+        "certified": kinds[SCREENED.value],
+        "candidates": int((kept * (screen.tile.codes // 4)).clamp_max(k)[decided].sum()),
+        "scanned": kinds[SCANNED.value],
+        "invalid": kinds[NO_CODE.value],
+    }
 
 
-def _screen(z: Tensor, codes: Tensor, splits: int | None) -> Screen:
-    """Round contiguous z and codes to fp16, with bounds, and score all codes."""
+def _screen(z: Tensor, codes: Tensor, splits: int | None, listed: Rows | None = None) -> Screen:
+    """Round contiguous z (the listed rows, or all) and codes to fp16, and score all codes."""
     (n, d), k, device = z.shape, len(codes), z.device
-    processors, shared = _device_limits(device)
+    processors, shared = device_limits(device)
     tile = choose_tile(d, shared)
     width = padded_width(d)
     channels = min(width, 64)
@@ -550,11 +488,14 @@ def _screen(z: Tensor, codes: Tensor, splits: int | None) -> Screen:
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
+    # Where all rows are meant, the kernels do not look at the list.
+    rows, count = listed or (z, z)
+    some = listed is not None
     blocks = triton.cdiv(k, _SURVEY_ROWS)
     finite = empty(k, dtype=torch.int8)
     total, low, high = empty(blocks, d, dtype=torch.float64), empty(blocks, d), empty(blocks, d)
     _survey_kernel[(blocks,)](
-        codes, finite, total, low, high, k, d, _SURVEY_ROWS, channels,
+        codes, finite, total, low, high, count, k, d, _SURVEY_ROWS, channels, some,
         num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     # Any centre is right; the mean makes the numbers small. Without a finite code it is 0.
@@ -566,8 +507,8 @@ def _screen(z: Tensor, codes: Tensor, splits: int | None) -> Screen:
     half_norm = empty(tiles * tile.codes)
     reach, slack, floor = empty(tiles * 4), empty(tiles * 4), empty(tiles * 4)
     _round_codes_kernel[(tiles,)](
-        codes, finite, centre, spread, codes_rounded, half_norm, reach, slack, floor, k,
-        accumulation_error(d), d, width, tile.codes, channels,
+        codes, finite, centre, spread, codes_rounded, half_norm, reach, slack, floor, count, k,
+        accumulation_error(d), d, width, tile.codes, channels, some,
         num_warps=8, enable_fp_fusion=True,
     )  # fmt: skip
 
@@ -575,8 +516,8 @@ def _screen(z: Tensor, codes: Tensor, splits: int | None) -> Screen:
     scales, residuals, norms = empty(n), empty(n), empty(n)
     state = empty(n, dtype=torch.int8)
     _round_rows_kernel[(triton.cdiv(n, _ROUNDED_ROWS),)](
-        z, centre, spread, rows_rounded, scales, residuals, norms, state, n, d, width,
-        _ROUNDED_ROWS, channels, num_warps=4, enable_fp_fusion=True,
+        z, centre, spread, rows_rounded, scales, residuals, norms, state, rows, count, n, d,
+        width, _ROUNDED_ROWS, channels, some, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
 
     lower = empty(n, splits, DEPTH.value, 4)
@@ -584,8 +525,8 @@ def _screen(z: Tensor, codes: Tensor, splits: int | None) -> Screen:
     upper = empty(n, splits, 4)
     _screen_kernel[(row_blocks, splits)](
         rows_rounded, scales, residuals, norms, codes_rounded, half_norm, reach, slack, floor,
-        lower, group, upper, n, tiles, triton.cdiv(tiles, splits), splits, width, tile.rows,
-        tile.codes, tile.channels, tile.resident, device.type != "cuda",
+        lower, group, upper, count, n, tiles, triton.cdiv(tiles, splits), splits, width, tile.rows,
+        tile.codes, tile.channels, tile.resident, device.type != "cuda", some,
         num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
     )  # fmt: skip
     return Screen(tile, centre, spread, state, lower, group, upper)

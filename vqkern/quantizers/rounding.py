@@ -1,0 +1,84 @@
+"""FSQ's rounding as operators: each channel bounded by a tanh and rounded, index and gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..ops.rows import join_digits
+
+
+def _bounded(rows: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
+    """tanh(z + shift) and bound(z) of rows [N, D]; terms [4, D]: half, offset, shift, width."""
+    half, offset, shift, _ = terms
+    tanh = (rows + shift).tanh_()
+    return tanh, torch.mul(tanh, half).sub_(offset)
+
+
+def _finite(rows: Tensor) -> Tensor:
+    # x - x is 0 for finite x alone.
+    return (rows - rows == 0).all(-1)
+
+
+# Not left to autograd, which would keep and pass over every step between.
+@torch.library.custom_op("vqkern::round_index", mutates_args=())
+def round_index(rows: Tensor, terms: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Joint index int64 [N] of rows [N, D]; -1 where a row is not finite."""
+    _, bounded = _bounded(rows, terms)
+    digits = bounded.round_().add_(terms[3]).clamp_min_(0).nan_to_num_(0).long()
+    return join_digits(digits, sizes).masked_fill_(~_finite(rows), -1)
+
+
+@round_index.register_fake
+def _(rows: Tensor, terms: Tensor, sizes: Sequence[int]) -> Tensor:
+    return rows.new_empty(len(rows), dtype=torch.int64)
+
+
+@torch.library.custom_op("vqkern::round_channels", mutates_args=())
+def _round_channels(rows: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
+    """The values that rows [N, D] are rounded to, NaN where a row is not finite, and the slope of
+    the bound, 0 there."""
+    half, _, _, width = terms
+    tanh, values = _bounded(rows, terms)
+    # As the index has it: no value lies below the first.
+    values.round_().add_(width).clamp_min_(0).sub_(width).div_(width)
+    slope = tanh.square_().neg_().add_(1).mul_(half / width)
+    broken = ~_finite(rows)[:, None]
+    return values.masked_fill_(broken, torch.nan), slope.masked_fill_(broken, 0)
+
+
+@_round_channels.register_fake
+def _(rows, terms):
+    return torch.empty_like(rows), torch.empty_like(rows)
+
+
+@torch.library.custom_op("vqkern::round_channels_backward", mutates_args=())
+def _round_channels_backward(grad: Tensor, slope: Tensor, values: Tensor) -> Tensor:
+    return torch.mul(grad, slope).masked_fill_(values.isnan(), 0)
+
+
+@_round_channels_backward.register_fake
+def _(grad, slope, values):
+    return torch.empty_like(slope)
+
+
+def _setup_context(ctx, inputs, output):
+    values, slope = output
+    ctx.mark_non_differentiable(slope)
+    ctx.save_for_backward(slope, values)
+
+
+def _backward(ctx, grad, _grad_slope):
+    return _round_channels_backward(grad, *ctx.saved_tensors), None
+
+
+_round_channels.register_autograd(_backward, setup_context=_setup_context)
+
+
+def round_channels(rows: Tensor, terms: Tensor) -> Tensor:
+    """The values that rows [N, D] are rounded to; the gradient passes the rounding straight through
+    and the bound as it is. A row that is not finite gives NaN, and no gradient.
+    """
+    return _round_channels(rows, terms)[0]
