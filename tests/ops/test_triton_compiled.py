@@ -21,6 +21,7 @@ from vqkern.ops.code_sums import triton_kernels as sums  # noqa: E402
 from vqkern.ops.gaussian_w2 import iteration as gaussian_iteration  # noqa: E402
 from vqkern.ops.gaussian_w2 import triton_kernels as gaussian  # noqa: E402
 from vqkern.ops.gaussian_w2 import triton_solve as gaussian_solve  # noqa: E402
+from vqkern.ops.gaussian_w2 import triton_tiles as gaussian_tiles  # noqa: E402
 from vqkern.ops.nearest_code import triton_decide as decide  # noqa: E402
 from vqkern.ops.nearest_code import triton_kernels as nearest  # noqa: E402
 from vqkern.ops.squared_mmd import triton_kernels as mmd  # noqa: E402
@@ -215,15 +216,14 @@ def sweep_same_set(capability, d):
 def moments(capability, d, dtype="fp32", both=False):
     types = pointers(dtype, "x y") | pointers("u8", "valid") | pointers("fp64", "partial")
     types |= pointers("i32", "arrived") | integers("num_x num_y splits_x blocks_x blocks_y")
-    channels, width = gaussian._tile(d)
+    tiles = gaussian_tiles.tiles(d, capability)
     constants = dict(
-        D=d, WIDTH=width, CHANNELS=channels, ROWS=gaussian._sum_tile(d).rows,
+        D=d, WIDTH=tiles.width, CHANNELS=tiles.channels, ROWS=tiles.sums.rows,
         BOTH=both, MASKED=not both,
     )  # fmt: skip
     return build(
         gaussian._sums_kernel, capability, types, constants,
-        num_warps=gaussian._sum_tile(d).warps, num_stages=gaussian._SUM_STAGES,
-        enable_fp_fusion=True,
+        num_warps=tiles.sums.warps, num_stages=tiles.sums.stages, enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -235,10 +235,10 @@ def pull_back(capability, d, dtype="fp32", both=False):
     types = pointers(dtype, "x y out_x out_y") | pointers("u8", "valid")
     types |= pointers("fp64", "pull_x pull_y") | pointers("fp32", "grad")
     types |= integers("num_x num_y programs_x")
-    channels, _ = gaussian._tile(d)
-    tile = gaussian._map_tile(d)
+    tiles = gaussian_tiles.tiles(d, capability)
+    tile = tiles.maps
     constants = dict(
-        D=d, CHANNELS=channels, CHUNK=tile.chunk, ROWS=tile.rows, BLOCKS=tile.blocks,
+        D=d, CHANNELS=tiles.channels, CHUNK=tile.chunk, ROWS=tile.rows, BLOCKS=tile.blocks,
         BOTH=both, MASKED=not both, SCALED=both,
     )  # fmt: skip
     return build(
@@ -253,10 +253,12 @@ def pull_back_of_two(capability, d):
 
 def fit(capability, d):
     types = pointers("fp64", "partial count mean covariance") | integers("splits")
-    channels, width = gaussian._tile(d)
+    tiles = gaussian_tiles.tiles(d, capability)
     return build(
         gaussian._fit_kernel, capability, types,
-        dict(D=d, WIDTH=width, CHANNELS=channels, SPLITS=gaussian._SUMMED // channels),
+        dict(
+            D=d, WIDTH=tiles.width, CHANNELS=tiles.channels, SPLITS=tiles.summed // tiles.channels
+        ),
         num_warps=4, num_stages=1, enable_fp_fusion=True,
     )  # fmt: skip
 
@@ -265,16 +267,17 @@ def solve(capability, d, x_grad=True, alone=True):
     types = pointers("fp64", "partial m_x s1 m_y s2 work steps pull_x pull_y")
     types |= pointers("i32", "arrived") | pointers("fp32", "value_out")
     types |= integers("splits_x splits_y num_x num_y num_steps") | {"ridge": "i64"}
-    channels, width = gaussian._tile(d)
+    tiles = gaussian_tiles.tiles(d, capability)
     constants = dict(
-        D=d, WIDTH=width, CHANNELS=channels, SPLITS=gaussian._SUMMED // channels,
-        GROUP=2 * width // gaussian_solve._ROWS.value if alone else 1, FIT_X=alone, FIT_Y=True,
+        D=d, WIDTH=tiles.width, CHANNELS=tiles.channels, SPLITS=tiles.summed // tiles.channels,
+        GROUP=2 * tiles.width // gaussian_solve._ROWS.value if alone and tiles.together else 1,
+        FIT_X=alone, FIT_Y=True,
         RELATIVE=True, LEAST=gaussian_iteration.LEAST_RIDGE, TOLERANCE=gaussian_solve._CONVERGED,
         X_GRAD=x_grad, POINTS=True,
     )  # fmt: skip
     return build(
         gaussian_solve._solve_kernel, capability, types, constants,
-        num_warps=gaussian_solve._WARPS, num_stages=1, enable_fp_fusion=True,
+        num_warps=tiles.solve_warps, num_stages=1, enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -370,7 +373,7 @@ CASES = (
         for f in (*PASSES, *SOLVERS)
         for c in TARGETS
         for d in (3, 16, 33, 64, 256)
-        if f not in SOLVERS or d <= gaussian_solve.MOST_CHANNELS
+        if f not in SOLVERS or gaussian_tiles.tiles(d, c).solve_warps
     ]
 )
 

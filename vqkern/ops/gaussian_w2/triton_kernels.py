@@ -16,10 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_CHANNELS = 64  # channels of one side of a tile, at most
-_SUM_STAGES = 3
-_PROGRAMS = 2  # of the sums, a processor
-_SUMMED = 8192  # partial sums read together, at most
+from .triton_tiles import processors, tiles_on
+
 _SAMPLED = tl.constexpr(64)  # points whose mean is the shift
 # Rows of a partial sum after the Gram matrix: the channels' sums, the shift, the points' number.
 _EXTRA = tl.constexpr(3)
@@ -246,48 +244,6 @@ def _pull_back_kernel(
         )  # fmt: skip
 
 
-@functools.cache
-def _tile(d: int) -> tuple[int, int]:
-    """Channels of a tile, and all of them in whole tiles."""
-    channels = min(max(16, triton.next_power_of_2(d)), _CHANNELS)
-    while channels > 32 and -d % channels >= channels // 2:
-        channels //= 2  # else half of the last tile would be empty
-    return channels, triton.cdiv(d, channels) * channels
-
-
-class _SumTile(NamedTuple):
-    """Points whose products are summed together, and warps."""
-
-    rows: int
-    warps: int
-
-
-class _MapTile(NamedTuple):
-    """Points mapped together, channels of them read together, such blocks in a program, warps."""
-
-    rows: int
-    chunk: int
-    blocks: int
-    warps: int
-
-
-@functools.cache
-def _sum_tile(d: int) -> _SumTile:
-    return _SumTile(rows=16, warps=4)
-
-
-@functools.cache
-def _map_tile(d: int) -> _MapTile:
-    return _MapTile(rows=64, chunk=16, blocks=1, warps=4)
-
-
-@functools.cache
-def _processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 2
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def on_device(x: Tensor) -> nullcontext | torch.cuda.device:
     """A context in which kernels are launched on the device of x."""
     if x.device.type != "cuda" or x.device.index == torch.cuda.current_device():
@@ -310,12 +266,12 @@ def _cut(
     n: int, m: int, b: int, d: int, device: torch.device
 ) -> tuple[tuple[int, int], tuple[int, int], int]:
     """Splits of x [b, n, d] and y [b, m, d], blocks in one split of each, splits read together."""
-    channels, width = _tile(d)
-    tiles = width // channels
-    most = _SUMMED // channels
-    wanted = triton.cdiv(_PROGRAMS * _processors(device), b * tiles * (tiles + 1) // 2)
+    tiles = tiles_on(d, device)
+    side = tiles.width // tiles.channels
+    most = tiles.summed // tiles.channels
+    wanted = triton.cdiv(tiles.sums.programs * processors(device), b * side * (side + 1) // 2)
     # As many blocks in a split of one set as of the other: they take equally long.
-    tall = _sum_tile(d).rows
+    tall = tiles.sums.rows
     rows = triton.cdiv(triton.cdiv(n, tall) + triton.cdiv(m, tall), min(wanted, most))
     rows = max(rows, 1) * tall
     splits = triton.cdiv(n, rows), max(1, triton.cdiv(m, rows))
@@ -326,19 +282,20 @@ def _cut(
 def sums(x: Tensor | None, y: Tensor, valid: Tensor | None = None) -> Sums:
     """Partial `Sums` of y [B, K, D] up to float32, and of x [B, N, D] if it is given."""
     b, k, d = y.shape
-    channels, width = _tile(d)
-    tiles = width // channels
+    tiles = tiles_on(d, y.device)
+    channels, width, tile = tiles.channels, tiles.width, tiles.sums
+    side = width // channels
     n = 0 if x is None else x.shape[1]
     (splits_x, splits_y), blocks, together = _cut(n, k, b, d, y.device)
     count = b * (splits_x + splits_y) * (width + _EXTRA.value) * width
     buffer = torch.empty(count + b, dtype=torch.float64, device=y.device)
     arrived = buffer[count:].view(torch.int32)
     with on_device(y):
-        _sums_kernel[(splits_x + splits_y, tiles * (tiles + 1) // 2, b)](
+        _sums_kernel[(splits_x + splits_y, side * (side + 1) // 2, b)](
             y if x is None else x, y, y if valid is None else valid, buffer, arrived,
-            n, k, splits_x, *blocks, d, width, channels, _sum_tile(d).rows, x is not None,
+            n, k, splits_x, *blocks, d, width, channels, tile.rows, x is not None,
             valid is not None,
-            num_warps=_sum_tile(d).warps, num_stages=_SUM_STAGES, enable_fp_fusion=True,
+            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
         )  # fmt: skip
     return Sums(buffer, arrived, (splits_x, splits_y), together)
 
@@ -347,7 +304,7 @@ def moments(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Count [B], mean [B, D] and covariance [B, D, D], float64, of x [B, N, D] up to float32."""
     x = x.detach().contiguous()
     b, _, d = x.shape
-    channels, width = _tile(d)
+    tiles = tiles_on(d, x.device)
     mask = None if valid is None else valid.contiguous().view(torch.uint8)
     partial, _, (_, splits), together = sums(None, x, mask)
     options = dict(dtype=torch.float64, device=x.device)
@@ -355,8 +312,8 @@ def moments(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     covariance = torch.empty(b, d, d, **options)
     with on_device(x):
         _fit_kernel[(d, b)](
-            partial, count, mean, covariance, splits, d, width, channels, together,
-            num_warps=4, num_stages=1, enable_fp_fusion=True,
+            partial, count, mean, covariance, splits, d, tiles.width, tiles.channels,
+            together, num_warps=4, num_stages=1, enable_fp_fusion=True,
         )  # fmt: skip
     return count, mean, covariance
 
@@ -375,8 +332,8 @@ def map_points(
     out = [torch.empty(p.shape, dtype=p.dtype, device=p.device) for p in of]
     last = of[-1]
     b, k, d = last.shape
-    channels, width = _tile(d)
-    tile = _map_tile(d)
+    tiles = tiles_on(d, last.device)
+    channels, width, tile = tiles.channels, tiles.width, tiles.maps
     programs = [triton.cdiv(p.shape[1], tile.rows * tile.blocks) for p in of]
     if b * sum(programs) > 0:
         ups = [pulls[i] for i in present]

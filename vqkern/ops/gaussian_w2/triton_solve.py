@@ -1,4 +1,4 @@
-"""The D x D problem of up to 64 channels on a GPU: one launch between the two over the points.
+"""The D x D problem of few channels on a GPU: one launch between the two over the points.
 
 As many programs as the covariances have rows add up the partial sums. The last few to finish go on
 with the coupled iteration of iteration.py and what follows it, each with some rows of the matrices:
@@ -22,8 +22,6 @@ from . import iteration, reference
 from .triton_kernels import (
     _EXTRA,
     Sums,
-    _processors,
-    _tile,
     fit_row,
     map_points,
     moments,
@@ -31,11 +29,10 @@ from .triton_kernels import (
     pull_back,
     sums,
 )
+from .triton_tiles import processors, tiles_on
 
 __all__ = ["map_points", "moments", "pull_back", "value_and_gradients", "value_and_pulls"]
 
-MOST_CHANNELS = 64
-_WARPS = 8
 _ROWS = tl.constexpr(16)  # of a product at a time: one task
 _MATRICES = tl.constexpr(7)  # of a pair, in its workspace: S1, S2, P, Y twice, Z twice
 _SCALARS = tl.constexpr(5)  # of a task: |I - ZY|^2, four parts of the value
@@ -368,15 +365,15 @@ def _steps(device: torch.device) -> Tensor:
 
 
 @functools.cache
-def _group(b: int, rows: int, width: int, device: torch.device) -> int:
+def _group(b: int, rows: int, d: int, device: torch.device) -> int:
     """Programs that solve one of b pairs together, if `rows` programs begin it.
 
     All that may ever wait for each other find room on the device.
     """
-    tasks = 2 * width // _ROWS.value
-    if device.type != "cuda" or b * tasks > _processors(device) or (0 < rows < tasks):
-        return 1
-    return tasks
+    tiles = tiles_on(d, device)
+    tasks = 2 * tiles.width // _ROWS.value
+    room = device.type == "cuda" and b * tasks <= processors(device)
+    return tasks if tiles.together and room and (rows == 0 or rows >= tasks) else 1
 
 
 def _solve(
@@ -396,14 +393,15 @@ def _solve(
     the moments.
     """
     b, d = like.shape[0], like.shape[-1]
-    channels, width = _tile(d)
+    tiles = tiles_on(d, like.device)
+    channels, width = tiles.channels, tiles.width
     options = dict(dtype=torch.float64, device=like.device)
     value = torch.empty(b, dtype=torch.float64 if double else torch.float32, device=like.device)
     pulls = torch.empty(2 if x_grad else 1, b, d + 2, d, **options)
     work = torch.empty(b, _MATRICES.value + 1, width, width, **options)
     steps = _steps(like.device)
     rows = d * ((x is None) + (y is None))
-    group = _group(b, rows, width, like.device)
+    group = _group(b, rows, d, like.device)
     if of is not None:
         partial, arrived = of.partial, of.arrived
     elif group > 1:
@@ -417,7 +415,7 @@ def _solve(
             len(steps), struct.unpack("q", struct.pack("d", ridge or 0.0))[0],
             d, width, channels, of.together if of else 1, group, x is None, y is None,
             ridge is None, iteration.LEAST_RIDGE, _CONVERGED, x_grad, counts is not None,
-            num_warps=_WARPS, num_stages=1, enable_fp_fusion=True,
+            num_warps=tiles.solve_warps, num_stages=1, enable_fp_fusion=True,
         )  # fmt: skip
     return value, pulls[0] if x_grad else None, pulls[-1]
 
@@ -433,8 +431,7 @@ def value_and_gradients(
     x_grad: bool,
 ) -> reference.Gradients:
     """As `reference.value_and_gradients`."""
-    d = means[1].shape[-1]
-    if d > MOST_CHANNELS:
+    if not tiles_on(means[1].shape[-1], means[1].device).solve_warps:
         return reference.value_and_gradients(
             means, covariances, ridge, x_grad, iteration.roots, iteration.LEAST_RIDGE
         )
@@ -453,7 +450,7 @@ def value_and_pulls(
     double: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """As `reference.value_and_pulls`."""
-    if y.shape[-1] > MOST_CHANNELS:
+    if not tiles_on(y.shape[-1], y.device).solve_warps:
         return reference.value_and_pulls(
             features, y, ridge, x_grad, double, moments, value_and_gradients
         )
