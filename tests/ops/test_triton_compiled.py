@@ -223,7 +223,8 @@ def moments(capability, d, dtype="fp32", both=False):
     )  # fmt: skip
     return build(
         gaussian._sums_kernel, capability, types, constants,
-        num_warps=tiles.sums.warps, num_stages=tiles.sums.stages, enable_fp_fusion=True,
+        num_warps=tiles.sums.warps, num_stages=tiles.sums.stages,
+        maxnreg=gaussian_tiles.MOST_REGISTERS, enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -277,7 +278,8 @@ def solve(capability, d, x_grad=True, alone=True):
     )  # fmt: skip
     return build(
         gaussian_solve._solve_kernel, capability, types, constants,
-        num_warps=tiles.solve_warps, num_stages=1, enable_fp_fusion=True,
+        num_warps=tiles.solve_warps, num_stages=1,
+        maxnreg=gaussian_tiles.MOST_REGISTERS, enable_fp_fusion=True,
     )  # fmt: skip
 
 

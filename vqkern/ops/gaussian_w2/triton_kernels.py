@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_tiles import processors, tiles_on
+from .triton_tiles import MOST_REGISTERS, processors, tiles_on
 
 _SAMPLED = tl.constexpr(64)  # points whose mean is the shift
 # Rows of a partial sum after the Gram matrix: the channels' sums, the shift, the points' number.
@@ -295,7 +295,8 @@ def sums(x: Tensor | None, y: Tensor, valid: Tensor | None = None) -> Sums:
             y if x is None else x, y, y if valid is None else valid, buffer, arrived,
             n, k, splits_x, *blocks, d, width, channels, tile.rows, x is not None,
             valid is not None,
-            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+            num_warps=tile.warps, num_stages=tile.stages, maxnreg=MOST_REGISTERS,
+            enable_fp_fusion=True,
         )  # fmt: skip
     return Sums(buffer, arrived, (splits_x, splits_y), together)
 

@@ -29,7 +29,7 @@ from .triton_kernels import (
     pull_back,
     sums,
 )
-from .triton_tiles import processors, tiles_on
+from .triton_tiles import MOST_REGISTERS, processors, tiles_on
 
 __all__ = ["map_points", "moments", "pull_back", "value_and_gradients", "value_and_pulls"]
 
@@ -415,7 +415,8 @@ def _solve(
             len(steps), struct.unpack("q", struct.pack("d", ridge or 0.0))[0],
             d, width, channels, of.together if of else 1, group, x is None, y is None,
             ridge is None, iteration.LEAST_RIDGE, _CONVERGED, x_grad, counts is not None,
-            num_warps=tiles.solve_warps, num_stages=1, enable_fp_fusion=True,
+            num_warps=tiles.solve_warps, num_stages=1, maxnreg=MOST_REGISTERS,
+            enable_fp_fusion=True,
         )  # fmt: skip
     return value, pulls[0] if x_grad else None, pulls[-1]
 

@@ -14,7 +14,9 @@ import torch
 import triton
 
 _WITH_TENSOR_CORES = (80, 90)
-SUMMED = 8192  # partial sums read together, at most
+_SUMMED = 4096  # partial sums read together: more would spill
+# Without a word the assembler spills a little to keep more programs on a processor than there are.
+MOST_REGISTERS = 255
 
 
 class SumTile(NamedTuple):
@@ -62,17 +64,19 @@ def tiles(d: int, capability: int) -> Tiles:
     width = triton.cdiv(d, channels) * channels
     if not fast:
         return Tiles(
-            channels, width, SumTile(16, 4, 1, 2), MapTile(32, 16, 1, 4), SUMMED // 2,
+            channels, width, SumTile(16, 4, 1, 2), MapTile(32, 16, 1, 4), _SUMMED,
             4 if d <= 32 else 0, False,
         )  # fmt: skip
     if width == 16:
         sums, maps = SumTile(64, 2, 3, 4), MapTile(128, 16, 1, 4)
     elif channels == 64:
-        sums, maps = SumTile(32, 4, 3, 2), MapTile(64, 64, 1, 8)
+        # Several tiles a side need both sides of them.
+        sums, maps = SumTile(32 if width == 64 else 16, 4, 3, 2), MapTile(64, 64, 1, 8)
     else:
         sums, maps = SumTile(32, 4, 3, 2), MapTile(64, 32, 1, 4)
+    warps = 0 if d > 64 else 4 if width <= 32 else 8  # 4 are as fast at 64 channels, and spill
     # One step of 16 channels takes no longer than a meeting of programs does.
-    return Tiles(channels, width, sums, maps, SUMMED, 4 if d <= 64 else 0, width > 16)
+    return Tiles(channels, width, sums, maps, _SUMMED, warps, width > 16)
 
 
 @functools.cache
