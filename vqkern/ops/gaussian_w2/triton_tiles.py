@@ -15,7 +15,7 @@ import triton
 
 _WITH_TENSOR_CORES = (80, 90)
 _SUMMED = 4096  # partial sums read together: more would spill
-# Without a word the assembler spills a little to keep more programs on a processor than there are.
+# Left to itself the assembler may spill, to fit more programs on a processor than are launched.
 MOST_REGISTERS = 255
 
 
@@ -70,7 +70,7 @@ def tiles(d: int, capability: int) -> Tiles:
     if width == 16:
         sums, maps = SumTile(64, 2, 3, 4), MapTile(128, 16, 1, 4)
     elif channels == 64:
-        # Several tiles a side need both sides of them.
+        # Off the diagonal of several tiles there are two sets of channels to hold.
         sums, maps = SumTile(32 if width == 64 else 16, 4, 3, 2), MapTile(64, 64, 1, 8)
     else:
         sums, maps = SumTile(32, 4, 3, 2), MapTile(64, 32, 1, 4)
