@@ -414,7 +414,7 @@ def test_a_second_derivative_raises():
     (gradient,) = torch.autograd.grad(
         vqkern.gaussian_w2(torch.randn(5, 2), y), y, create_graph=True
     )
-    with pytest.raises(RuntimeError, match="gaussian_w2_of_codes_backward"):
+    with pytest.raises(RuntimeError, match="gaussian_w2_of_points_backward"):
         gradient.sum().backward()
     with pytest.raises(RuntimeError, match="moments_backward"):
         (gradient,) = torch.autograd.grad(moments(y)[2].sum(), y, create_graph=True)
@@ -439,10 +439,11 @@ def test_opcheck_and_one_graph(backend):
         torch.ops.vqkern.gaussian_w2.default, (m, s, m, wider, None, True, False, backend)
     )
     y = torch.randn(1, 5, 3, requires_grad=True)
-    torch.library.opcheck(
-        torch.ops.vqkern.gaussian_w2_of_codes.default,
-        (m.detach(), s.detach(), y, None, False, backend),
-    )
+    given = m.detach(), s.detach()
+    of_points = torch.ops.vqkern.gaussian_w2_of_points.default
+    torch.library.opcheck(of_points, (None, *given, y, None, False, False, backend))
+    both = x[None].detach().requires_grad_(), None, None, y
+    torch.library.opcheck(of_points, (*both, None, True, False, backend))
     torch.library.opcheck(torch.ops.vqkern.square_root.default, (wider,))
     y = y.detach()[0].requires_grad_()
 

@@ -127,7 +127,7 @@ def test_squared_mmd(n, m, d, offset):
 @pytest.mark.parametrize("n,k,d", [(500, 700, 3), (3000, 65536, 16), (900, 800, 64), (99, 99, 70)])
 @pytest.mark.parametrize("offset", [0, 20])
 def test_gaussian_w2(n, k, d, offset):
-    """In the D x D problem: one program up to 64 channels, matrix products above."""
+    """In the D x D problem: one launch up to 64 channels, matrix products above."""
     mix = torch.randn(d, d) / d**0.5
     x, y = torch.randn(n, d) + offset, 1.2 * torch.randn(k, d) @ mix + offset
     double = [t.double().requires_grad_() for t in (x, y)]
@@ -146,10 +146,49 @@ def test_gaussian_w2(n, k, d, offset):
         assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
 
 
-def test_gaussian_w2_of_nearly_flat_codes():
-    spread = torch.ones(16).masked_fill(torch.arange(16) % 2 == 0, 1e-4)
-    turn = torch.linalg.qr(torch.randn(16, 16)).Q
-    x, y = torch.randn(3000, 16), torch.randn(5000, 16) * spread @ turn
+def test_gaussian_w2_of_a_batch():
+    """Each pair is solved as if it were alone."""
+    x, y = torch.randn(40, 300, 32), 1.2 * torch.randn(40, 400, 32) + 1
+    double = y.double().requires_grad_()
+    truth = vqkern.gaussian_w2(x.double(), double)
+    truth.sum().backward()
+    single = y.cuda().requires_grad_()
+    value = vqkern.gaussian_w2(x.cuda(), single)
+    value.sum().backward()
+    torch.testing.assert_close(value.double().cpu(), truth, rtol=1e-6, atol=0)
+    for got, want in zip(single.grad.cpu(), double.grad, strict=True):
+        assert relative_error(got, want) < 1e-5
+
+
+@pytest.mark.parametrize("d", [16, 64])
+def test_gaussian_w2_in_a_graph(d):
+    """A captured call counts its programs' arrivals from 0 at every replay, on other points too."""
+    x, y = torch.randn(3000, d).cuda(), (1.2 * torch.randn(5000, d)).cuda().requires_grad_()
+
+    def step():
+        value = vqkern.gaussian_w2(x, y)
+        return value.detach(), *torch.autograd.grad(value, y)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for seed in range(3):
+        x.copy_(torch.randn(3000, d, generator=torch.Generator().manual_seed(seed)))
+        graph.replay()
+        for got, want in zip(captured, step(), strict=True):
+            assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("d", [16, 64])
+def test_gaussian_w2_of_nearly_flat_codes(d):
+    spread = torch.ones(d).masked_fill(torch.arange(d) % 2 == 0, 1e-4)
+    turn = torch.linalg.qr(torch.randn(d, d)).Q
+    x, y = torch.randn(3000, d), torch.randn(5000, d) * spread @ turn
     double = y.double().requires_grad_()
     vqkern.gaussian_w2(x.double(), double).backward()
     single = y.cuda().requires_grad_()

@@ -18,7 +18,10 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from vqkern.ops.code_sums import triton_kernels as sums  # noqa: E402
+from vqkern.ops.gaussian_w2 import iteration as gaussian_iteration  # noqa: E402
 from vqkern.ops.gaussian_w2 import triton_kernels as gaussian  # noqa: E402
+from vqkern.ops.gaussian_w2 import triton_solve as gaussian_solve  # noqa: E402
+from vqkern.ops.gaussian_w2 import triton_tiles as gaussian_tiles  # noqa: E402
 from vqkern.ops.nearest_code import triton_decide as decide  # noqa: E402
 from vqkern.ops.nearest_code import triton_kernels as nearest  # noqa: E402
 from vqkern.ops.squared_mmd import triton_exact as double  # noqa: E402
@@ -270,36 +273,78 @@ def sweep_in_double(capability, d, dtype="fp32"):
     )  # fmt: skip
 
 
-def moments(capability, d, dtype="fp32", masked=True):
-    types = pointers(dtype, "x") | pointers("u8", "valid") | pointers("fp64", "origin gram sums")
-    types |= integers("num_rows blocks_per_split")
-    channels, width = gaussian._tile(d)
+def moments(capability, d, dtype="fp32", both=False):
+    types = pointers(dtype, "x y") | pointers("u8", "valid") | pointers("fp64", "partial")
+    types |= pointers("i32", "arrived") | integers("num_x num_y splits_x blocks_x blocks_y")
+    tiles = gaussian_tiles.tiles(d, capability)
+    constants = dict(
+        D=d, WIDTH=tiles.width, CHANNELS=tiles.channels, ROWS=tiles.sums.rows,
+        BOTH=both, MASKED=not both,
+    )  # fmt: skip
     return build(
-        gaussian._moments_kernel, capability, types,
-        dict(D=d, WIDTH=width, CHANNELS=channels, ROWS=gaussian._ROWS, MASKED=masked),
-        num_warps=gaussian._WARPS, num_stages=2, enable_fp_fusion=True,
+        gaussian._sums_kernel, capability, types, constants,
+        num_warps=tiles.sums.warps, num_stages=tiles.sums.stages,
+        maxnreg=gaussian_tiles.MOST_REGISTERS, enable_fp_fusion=True,
     )  # fmt: skip
 
 
-def pull_back(capability, d, dtype="fp32", masked=True):
-    types = pointers(dtype, "x") | pointers("u8", "valid") | pointers("fp32", "out")
-    types |= pointers("fp64", "origin matrix offset") | integers("num_rows")
-    channels, width = gaussian._tile(d)
+def moments_of_two(capability, d):
+    return moments(capability, d, both=True)
+
+
+def pull_back(capability, d, dtype="fp32", both=False):
+    types = pointers(dtype, "x y out_x out_y") | pointers("u8", "valid")
+    types |= pointers("fp64", "pull_x pull_y") | pointers("fp32", "grad")
+    types |= integers("num_x num_y programs_x")
+    tiles = gaussian_tiles.tiles(d, capability)
+    tile = tiles.maps
+    constants = dict(
+        D=d, CHANNELS=tiles.channels, CHUNK=tile.chunk, ROWS=tile.rows, BLOCKS=tile.blocks,
+        BOTH=both, MASKED=not both, SCALED=both,
+    )  # fmt: skip
     return build(
-        gaussian._pull_back_kernel, capability, types,
-        dict(D=d, WIDTH=width, CHANNELS=channels, ROWS=gaussian._ROWS, MASKED=masked),
-        num_warps=gaussian._WARPS, num_stages=1, enable_fp_fusion=True,
+        gaussian._pull_back_kernel, capability, types, constants,
+        num_warps=tile.warps, num_stages=1, enable_fp_fusion=True,
     )  # fmt: skip
 
 
-def iterate(capability, d):
-    types = pointers("fp64", "y z q steps") | integers("num_steps")
-    width = gaussian.padded_width(d)
+def pull_back_of_two(capability, d):
+    return pull_back(capability, d, both=True)
+
+
+def fit(capability, d):
+    types = pointers("fp64", "partial count mean covariance") | integers("splits")
+    tiles = gaussian_tiles.tiles(d, capability)
     return build(
-        gaussian._iterate_kernel, capability, types,
-        dict(WIDTH=width, ROWS=min(width, gaussian._ROWS), CHUNK=gaussian._CHUNK),
-        num_warps=gaussian._ITERATE_WARPS, num_stages=1, enable_fp_fusion=True,
+        gaussian._fit_kernel, capability, types,
+        dict(
+            D=d, WIDTH=tiles.width, CHANNELS=tiles.channels, SPLITS=tiles.summed // tiles.channels
+        ),
+        num_warps=4, num_stages=1, enable_fp_fusion=True,
     )  # fmt: skip
+
+
+def solve(capability, d, x_grad=True, alone=True):
+    types = pointers("fp64", "partial m_x s1 m_y s2 work steps pull_x pull_y")
+    types |= pointers("i32", "arrived") | pointers("fp32", "value_out")
+    types |= integers("splits_x splits_y num_x num_y num_steps") | {"ridge": "i64"}
+    tiles = gaussian_tiles.tiles(d, capability)
+    constants = dict(
+        D=d, WIDTH=tiles.width, CHANNELS=tiles.channels, SPLITS=tiles.summed // tiles.channels,
+        GROUP=2 * tiles.width // gaussian_solve._ROWS.value if alone and tiles.together else 1,
+        FIT_X=alone, FIT_Y=True,
+        RELATIVE=True, LEAST=gaussian_iteration.LEAST_RIDGE, TOLERANCE=gaussian_solve._CONVERGED,
+        X_GRAD=x_grad, POINTS=True,
+    )  # fmt: skip
+    return build(
+        gaussian_solve._solve_kernel, capability, types, constants,
+        num_warps=tiles.solve_warps, num_stages=1,
+        maxnreg=gaussian_tiles.MOST_REGISTERS, enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def solve_one_of_many(capability, d):
+    return solve(capability, d, x_grad=False, alone=False)
 
 
 def assert_no_spills(compiled, capability, tmp_path, most=0):
@@ -371,11 +416,12 @@ SWEEPS = (
     sweep, sweep_same_set, sweep_without_pull, sweep_other_rates, mean_of_points, prepare_points,
     gradient_of_pulls, sweep_in_double,
 )  # fmt: skip
-PASSES = (moments, pull_back)
+PASSES = (moments, moments_of_two, pull_back, pull_back_of_two, fit)
+SOLVERS = (solve, solve_one_of_many)
 FAST = [(f, 90, 33) for f in (*KERNELS, *SWEEPS)] + [(rescore, 80, 256), (scan, 100, 3)]
 FAST += [(sweep, 80, 3), (sweep, 120, 64)]
-FAST += [(moments, 90, 16), (pull_back, 90, 16), (moments, 120, 33), (pull_back, 80, 256)]
-FAST += [(iterate, 90, 16), (iterate, 90, 64), (iterate, 120, 64)]
+FAST += [(moments_of_two, 90, 64), (pull_back_of_two, 90, 64), (moments, 120, 33)]
+FAST += [(pull_back, 80, 256), (solve, 90, 64), (solve_one_of_many, 120, 16), (fit, 90, 33)]
 CASES = (
     [
         case(screen, c, d, (c, d) in FAST_SCREENS)
@@ -390,10 +436,10 @@ CASES = (
     ]
     + [
         case(f, c, d, (f, c, d) in FAST)
-        for f in (*PASSES, iterate)
+        for f in (*PASSES, *SOLVERS)
         for c in TARGETS
         for d in (3, 16, 33, 64, 256)
-        if f is not iterate or d <= 64
+        if f not in SOLVERS or gaussian_tiles.tiles(d, c).solve_warps
     ]
 )
 

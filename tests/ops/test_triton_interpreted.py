@@ -27,7 +27,7 @@ from vqkern.ops.code_sums import reference as sums_reference  # noqa: E402
 from vqkern.ops.code_sums import triton_kernels as sums  # noqa: E402
 from vqkern.ops.gaussian_w2 import iteration  # noqa: E402
 from vqkern.ops.gaussian_w2 import reference as gaussian_reference  # noqa: E402
-from vqkern.ops.gaussian_w2 import triton_kernels as gaussian  # noqa: E402
+from vqkern.ops.gaussian_w2 import triton_solve as gaussian  # noqa: E402
 from vqkern.ops.nearest_code import reference as nearest_reference  # noqa: E402
 from vqkern.ops.nearest_code import triton_decide as decide  # noqa: E402
 from vqkern.ops.nearest_code import triton_kernels as nearest  # noqa: E402
@@ -448,22 +448,52 @@ def test_moments_of_halves_and_strides(dtype):
         torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-13)
 
 
+def pairs(d):
+    """Four pairs of means and covariances: ordinary, without variance in some directions of y,
+    without any, NaN."""
+    points = [normal(4 * (d + 9), d, seed).reshape(4, -1, d) + seed for seed in (41, 42)]
+    points[0] *= torch.linspace(0.1, 3, d)
+    (m_x, s1), (m_y, s2) = (gaussian_reference.moments(p, None)[1:] for p in points)
+    s2[1, : d // 2] = s2[1, :, : d // 2] = 0
+    s2[2] = 0
+    s1[3] *= torch.nan
+    return (m_x, m_y), (s1, s2)
+
+
+@pytest.mark.parametrize("ridge", [None, 0.5], ids=["least", "large"])
 @pytest.mark.parametrize("d", [1, 5, 33])
 @interpreted
-def test_roots(d):
-    """The iteration in one program and that of matrix products against roots by eigh.
+def test_the_pairs_problem(d, ridge):
+    """The iteration in one program, and that of matrix products, against roots by eigh."""
+    means, covariances = pairs(d)
+    want = gaussian_reference.value_and_gradients(
+        means, covariances, ridge, True, relative=iteration.LEAST_RIDGE
+    )
+    products = gaussian_reference.value_and_gradients(
+        means, covariances, ridge, True, iteration.roots, iteration.LEAST_RIDGE
+    )
+    for got in (gaussian.value_and_gradients(means, covariances, ridge, True), products):
+        for a, e in zip(got, want, strict=True):
+            one = [0, 2, 3]
+            torch.testing.assert_close(a[one], e[one], rtol=1e-7, atol=1e-7, equal_nan=True)
+            # In an empty direction this derivative is nearly infinite; no point has a share in it.
+            assert (a[1] - e[1]).norm() <= 1e-2 * e[1].norm()
 
-    Of four problems, one has the least ridge, one a large one, one no variance, one is NaN.
-    """
-    points = [normal(4 * (d + 9), d, seed).reshape(4, -1, d) for seed in (41, 42)]
-    s1, s2 = (gaussian_reference.moments(p * torch.linspace(0.1, 3, d), None)[2] for p in points)
-    s1[3] *= torch.nan
-    s2[2] = 0
-    ridge = torch.tensor([0, 0.5, 0, 0], dtype=torch.float64)
-    want = gaussian_reference.roots(s1, s2, iteration.least_ridge(s1, s2, ridge), True)
-    for solve in (gaussian.roots, iteration.roots):
-        for a, e in zip(solve(s1, s2, ridge, True), want, strict=True):
-            torch.testing.assert_close(a, e, rtol=1e-8, atol=1e-8, equal_nan=True)
+
+@interpreted
+def test_schedules_end_where_they_may():
+    """Roots of a level and above are at 1 after its steps, and all after the last."""
+    steps = iteration.schedule(iteration.COMMON)
+    least = iteration.LEAST_RIDGE**0.5
+    levels = iter((*iteration.COMMON, least))
+    root = torch.logspace(-8, 0, 2000, dtype=torch.float64)
+    at = root.clone()
+    for a, b, may_end in steps:
+        at = a * at - b * at**3
+        if may_end:
+            level = next(levels)
+            assert (at[root >= level] - 1).abs().max() < 1e-12
+    assert may_end and next(levels, None) is None
 
 
 @interpreted

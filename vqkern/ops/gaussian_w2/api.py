@@ -11,9 +11,7 @@ from torch import Tensor
 from ..checks import common_dtype
 from . import reference
 from .moments import Moments, choose_backend, moments_by, passes, require_points
-
-# The largest D whose D x D problem one Triton program solves; see triton_kernels.py.
-_ONE_PROGRAM = 64
+from .points import of_points
 
 
 def gaussian_w2(
@@ -79,9 +77,8 @@ def gaussian_w2(
     _require_ridge("gaussian_w2", ridge)
     tensors = [points for points in (x, y) if not isinstance(points, Moments)]
     chosen = choose_backend("gaussian_w2", backend, _device(y), *tensors)
-    features = x if isinstance(x, Moments) else moments_by(x, None, chosen)
     double = not tensors or common_dtype(*tensors) == torch.float64
-    return _distance(features.mean, features.covariance, y, ridge, double, chosen)
+    return _distance(x, y, ridge, double, chosen)
 
 
 def prior_w2(y: Tensor, *, ridge: float | None = None, backend: str = "auto") -> Tensor:
@@ -112,7 +109,8 @@ def prior_w2(y: Tensor, *, ridge: float | None = None, backend: str = "auto") ->
     d = y.shape[-1]
     mean = torch.zeros(_mean_shape(y), dtype=torch.float64, device=y.device)
     identity = torch.eye(d, dtype=torch.float64, device=y.device).expand(*mean.shape, d)
-    return _distance(mean, identity, y, ridge, y.dtype == torch.float64, chosen) - d
+    normal = Moments(mean.new_empty(0), mean, identity)
+    return of_points(normal, y, ridge, y.dtype == torch.float64, chosen) - d
 
 
 class CovarianceSqrt(NamedTuple):
@@ -197,101 +195,23 @@ def _require_moments(op: str, name: str, x: Moments) -> None:
 
 
 def _distance(
-    mean: Tensor,
-    covariance: Tensor,
-    codes: Tensor | Moments,
-    ridge: float | None,
-    double: bool,
-    backend: str,
+    x: Tensor | Moments, y: Tensor | Moments, ridge: float | None, double: bool, backend: str
 ) -> Tensor:
-    d = mean.shape[-1]
-    features = mean.reshape(-1, d), covariance.reshape(-1, d, d)
-    x_grad = torch.is_grad_enabled() and (mean.requires_grad or covariance.requires_grad)
-    if not isinstance(codes, Moments):
-        if not x_grad:
-            points = codes.reshape(-1, *codes.shape[-2:])
-            value, _, _, _ = _w2_of_codes(*features, points, ridge, double, backend)
-            return value.reshape(mean.shape[:-1])
-        codes = moments_by(codes, None, backend)
-    code_moments = codes.mean.reshape(-1, d), codes.covariance.reshape(-1, d, d)
-    value, _, _, _ = _gaussian_w2(*features, *code_moments, ridge, x_grad, double, backend)
-    return value.reshape(mean.shape[:-1])
+    """The distance of checked sets."""
+    grad = torch.is_grad_enabled()
+    if isinstance(y, Moments) and not isinstance(x, Moments) and not (grad and _needs_grad(y)):
+        x, y = y, x  # it is the same
+    if not isinstance(y, Moments) and not (isinstance(x, Moments) and grad and _needs_grad(x)):
+        return of_points(x, y, ridge, double, backend)
+    x, y = (p if isinstance(p, Moments) else moments_by(p, None, backend) for p in (x, y))
+    d = x.mean.shape[-1]
+    flat = [t for p in (x, y) for t in (p.mean.reshape(-1, d), p.covariance.reshape(-1, d, d))]
+    value, _, _, _ = _gaussian_w2(*flat, ridge, grad and _needs_grad(x), double, backend)
+    return value.reshape(x.mean.shape[:-1])
 
 
-def _solve(
-    means: tuple[Tensor, Tensor],
-    covariances: tuple[Tensor, Tensor],
-    ridge: float | None,
-    x_grad: bool,
-    backend: str,
-) -> reference.Gradients:
-    if backend == "cpp":
-        from . import native
-
-        return native.value_and_gradients(means, covariances, ridge, x_grad)
-    if backend == "triton":
-        from . import iteration, triton_kernels
-
-        few = means[0].shape[-1] <= _ONE_PROGRAM
-        solve = triton_kernels.roots if few else iteration.roots
-        problem = means, covariances, ridge, x_grad
-        return reference.value_and_gradients(*problem, solve, iteration.LEAST_RIDGE)
-    return reference.value_and_gradients(means, covariances, ridge, x_grad)
-
-
-# The usual case, codes that move to features that do not, as one op: what Python takes to call five
-# of them is as long as three passes over 65,536 codes.
-@torch.library.custom_op("vqkern::gaussian_w2_of_codes", mutates_args=())
-def _w2_of_codes(
-    m_x: Tensor, s1: Tensor, y: Tensor, ridge: float | None, double: bool, backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Value [B]; mean m [B, D], matrix A [B, D, D] and offset [B, D] of the gradient A (y_k - m) +
-    offset."""
-    k = y.shape[1]
-    _, mean, covariance = passes(backend).moments(y, None)
-    found = _solve((m_x, mean), (s1, covariance), ridge, False, backend)
-    value = found.value.to(torch.float64 if double else torch.float32)
-    return value, mean, found.codes * (2 / (k - 1)), found.mean / k
-
-
-@_w2_of_codes.register_fake
-def _(m_x, s1, y, ridge, double, backend):
-    b, _, d = y.shape
-    return (
-        m_x.new_empty(b, dtype=torch.float64 if double else torch.float32),
-        m_x.new_empty(b, d),
-        m_x.new_empty(b, d, d),
-        m_x.new_empty(b, d),
-    )
-
-
-# Without a derivative of its own: asking for a second derivative raises.
-@torch.library.custom_op("vqkern::gaussian_w2_of_codes_backward", mutates_args=())
-def _w2_of_codes_backward(
-    grad: Tensor, y: Tensor, mean: Tensor, matrix: Tensor, offset: Tensor, backend: str
-) -> Tensor:
-    grad = grad.double()[:, None]
-    return passes(backend).pull_back(y, None, mean, grad[..., None] * matrix, grad * offset)
-
-
-@_w2_of_codes_backward.register_fake
-def _(grad, y, mean, matrix, offset, backend):
-    return y.new_empty(y.shape, dtype=common_dtype(y))
-
-
-def _codes_context(ctx, inputs, output):
-    _, _, y, _, _, ctx.backend = inputs
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(y, *output[1:])
-
-
-def _codes_backward(ctx, grad, _mean, _matrix, _offset):
-    y, *saved = ctx.saved_tensors
-    pulled = _w2_of_codes_backward(grad, y, *saved, ctx.backend)
-    return None, None, pulled.to(y.dtype), None, None, None
-
-
-_w2_of_codes.register_autograd(_codes_backward, setup_context=_codes_context)
+def _needs_grad(of: Moments) -> bool:
+    return of.mean.requires_grad or of.covariance.requires_grad
 
 
 @torch.library.custom_op("vqkern::gaussian_w2", mutates_args=())
@@ -306,7 +226,7 @@ def _gaussian_w2(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Value [B] and its gradients to m_y [B, D], S1 (empty if not asked for) and S2 [B, D, D]."""
-    found = _solve((m_x, m_y), (s1, s2), ridge, x_grad, backend)
+    found = passes(backend).value_and_gradients((m_x, m_y), (s1, s2), ridge, x_grad)
     value = found.value.to(torch.float64 if double else torch.float32)
     features = found.features if x_grad else s1.new_empty(0)
     return value, found.mean, features, found.codes

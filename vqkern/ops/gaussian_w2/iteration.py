@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,13 +31,41 @@ LEAST_RIDGE = 3e-14
 # and the rounding of its neighbours with it.
 _WIDEST = 10.0
 _MOST_CHANNELS = 4096  # the trace of P is that of C and D ridges
+# Roots of ordinary codes and features, and of such as are 10,000 times narrower in some directions,
+# are at most this much smaller than the largest could be.
+COMMON = (0.05, 1e-5)
 _LAST_STEP = (1.5, 0.5)  # Newton's, for what rounding left
 
 
+class Step(NamedTuple):
+    """q(t) = a - b t; `may_end`: if the roots were at 1 before this step, it is the last."""
+
+    a: float
+    b: float
+    may_end: bool
+
+
 @functools.cache
-def schedule() -> tuple[tuple[float, float], ...]:
-    """The (a, b) of every step, for roots in [sqrt(LEAST_RIDGE), 1] before the first."""
-    low, high = math.sqrt(LEAST_RIDGE / (1 + LEAST_RIDGE * _MOST_CHANNELS)), 1.0
+def schedule(levels: tuple[float, ...] = ()) -> tuple[Step, ...]:
+    """Every step, for roots in [sqrt(LEAST_RIDGE), 1] before the first.
+
+    With `levels`, falling, there are steps on the way after which roots in [level, 1] are at 1:
+    whoever looks may end there.
+    """
+    least = math.sqrt(LEAST_RIDGE / (1 + LEAST_RIDGE * _MOST_CHANNELS))
+    lows, high = [*levels, least], 1.0
+    steps: list[Step] = []
+    for i in range(len(lows)):
+        for a, b in [*_to_one(lows[i], high), _LAST_STEP]:
+            steps.append(Step(a, b, False))
+            lows = [a * low - b * low**3 for low in lows]
+        steps[-1] = steps[-1]._replace(may_end=True)
+        high = 1.0 + 1e-7
+    return tuple(steps)
+
+
+def _to_one(low: float, high: float) -> list[tuple[float, float]]:
+    """Steps that bring all roots in [low, high] to 1."""
     steps = []
     while high - low > 1e-7:  # its square is below rounding after the last step
         aim = max(low, high / _WIDEST)
@@ -47,7 +76,7 @@ def schedule() -> tuple[tuple[float, float], ...]:
         a = b * ends
         steps.append((a, b))
         low, high = min(a * s - b * s**3 for s in (low, high)), a * peak - b * peak**3
-    return (*steps, _LAST_STEP)
+    return steps
 
 
 def least_ridge(s1: Tensor, s2: Tensor, ridge: Tensor) -> Tensor:
@@ -58,7 +87,7 @@ def least_ridge(s1: Tensor, s2: Tensor, ridge: Tensor) -> Tensor:
 def iterate(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """The roots of y [B, D, D], whose trace is 1, and of its inverse, from z = I."""
     eye = torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
-    for a, b in schedule():
+    for a, b, _ in schedule():
         q = a * eye - b * (z @ y)
         y, z = y @ q, q @ z
     return y, z

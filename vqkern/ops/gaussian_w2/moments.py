@@ -115,15 +115,16 @@ def moments_by(x: Tensor, valid: Tensor | None, backend: str) -> Moments:
 
 
 def passes(backend: str) -> ModuleType:
-    """The module of a backend whose `moments` and `pull_back` go over the points."""
+    """The module of a backend, with the functions `moments`, `pull_back`, `value_and_gradients`,
+    `value_and_pulls` and `map_points` of reference.py."""
     if backend == "cpp":
         from . import native
 
         return native
     if backend == "triton":
-        from . import triton_kernels
+        from . import triton_solve
 
-        return triton_kernels
+        return triton_solve
     return reference
 
 

@@ -110,6 +110,35 @@ def value_and_gradients(
     return reference.Gradients(value, mean_grad, None, gradient)
 
 
+def value_and_pulls(
+    features: Tensor | tuple[Tensor, Tensor],
+    y: Tensor,
+    ridge: float | None,
+    x_grad: bool,
+    double: bool,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """As `reference.value_and_pulls`."""
+    return reference.value_and_pulls(
+        features, y, ridge, x_grad, double, moments, value_and_gradients
+    )
+
+
+def map_points(
+    points: tuple[Tensor | None, Tensor | None],
+    pulls: tuple[Tensor | None, Tensor | None],
+    grad: Tensor,
+) -> tuple[Tensor | None, Tensor | None]:
+    """As `reference.map_points`."""
+    grad = grad.double()[:, None]
+    found = []
+    for p, pull in zip(points, pulls, strict=True):
+        if p is not None:
+            matrix, mean, offset = pull[:, :-2], pull[:, -2], pull[:, -1]
+            p = pull_back(p, None, mean, grad[..., None] * matrix, grad * offset).to(p.dtype)
+        found.append(p)
+    return tuple(found)
+
+
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues [B, D], ascending, and eigenvectors [B, D, D] as rows."""
     values, vectors = torch.linalg.eigh(matrix)

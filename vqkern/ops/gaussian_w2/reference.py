@@ -183,3 +183,52 @@ def value_and_gradients(
     if found.to_features is not None:
         features = torch.addcmul(eye - found.to_features, share, s2, value=-1)
     return Gradients(value, 2 * apart, features, torch.addcmul(rest, share, s1, value=-1))
+
+
+def value_and_pulls(
+    features: Tensor | tuple[Tensor, Tensor],
+    y: Tensor,
+    ridge: float | None,
+    x_grad: bool,
+    double: bool,
+    moments: Callable = moments,
+    solve: Callable = value_and_gradients,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The value [B], float64 if `double`, else float32, and what `map_points` needs of x, if asked
+    for, and y.
+
+    `features` are points [B, N, D], or the mean [B, D] and covariance [B, D, D] of such. `moments`
+    and `solve` do as the functions of this module.
+    """
+    _, m_y, s2 = moments(y, None)
+    m_x, s1 = features if isinstance(features, tuple) else moments(features, None)[1:]
+    found = solve((m_x, m_y), (s1, s2), ridge, x_grad)
+    pull_x = None
+    if x_grad:
+        pull_x = _pull(features.shape[1], m_x, found.features, -found.mean)
+    pull_y = _pull(y.shape[1], m_y, found.codes, found.mean)
+    return found.value.to(torch.float64 if double else torch.float32), pull_x, pull_y
+
+
+def _pull(n: int, mean: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
+    """From the derivatives of a value by covariance and mean of n points, the gradient of each."""
+    return torch.cat([matrix * (2 / (n - 1)), mean[:, None], offset[:, None] / n], 1)
+
+
+def map_points(
+    points: tuple[Tensor | None, Tensor | None],
+    pulls: tuple[Tensor | None, Tensor | None],
+    grad: Tensor,
+) -> tuple[Tensor | None, Tensor | None]:
+    """grad (A (p - m) + o) for every point p of one or two sets [B, N, D], in its dtype, where
+    `pulls` [B, D + 2, D] stack A, m and o, and grad is [B]. None where there are no points."""
+    return tuple(
+        None if p is None else _map(p, pull, grad.double()[:, None, None])
+        for p, pull in zip(points, pulls, strict=True)
+    )
+
+
+def _map(points: Tensor, pull: Tensor, grad: Tensor) -> Tensor:
+    pull_matrix, mean, offset = pull[:, :-2], pull[:, -2], pull[:, -1:]
+    pulled = pull_back(points, None, mean, grad * pull_matrix, (grad * offset)[:, 0])
+    return pulled.to(points.dtype)
