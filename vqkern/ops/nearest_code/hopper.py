@@ -27,6 +27,7 @@ HALF_CHANNELS = 48
 _ROWS = 256  # of a block
 _CHUNK_ROWS = 1 << 16  # rows screened together: bounds the memory of the lists
 _CANDIDATES = 128  # codes of a row that are measured after an int8 screen
+_MANY_PRODUCTS = 1 << 40  # some two milliseconds of an H100
 _SPLITS = (1, 2, 4, 8, 16)
 # Of the half and the int8 screen: codes of a tile, entries of a list.
 _COLUMNS = (256, 128)
@@ -157,12 +158,21 @@ class _Codes:
         # have its precision already.
         finer = None
         if self.int8:
-            finer = triton_kernels.search_rows(z, self.codes, left, index, distance)
+            if _unseen(n * k * d) or int(left.count) > 0:
+                finer = triton_kernels.search_rows(z, self.codes, left, index, distance)
         else:
             spread = self.prepared[:8].view(torch.float64)
             triton_decide.scan(z, self.codes, spread, left, index, distance)
         if recording:
             _record(state, int(measured), finer, int(left.count), k)
+
+
+def _unseen(products: int) -> bool:
+    """Whether launches are made without a look at the number of rows left, which waits for it.
+
+    To launch the finer screen takes two milliseconds of the host, more than most searches take.
+    """
+    return products >= _MANY_PRODUCTS or torch.cuda.is_current_stream_capturing()
 
 
 def _record(state: Tensor, measured: int, finer: Screen | None, left: int, k: int) -> None:
