@@ -44,6 +44,8 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name))
+        # One that is not built now must not stay: its functions may have changed.
+        target.with_name("_hopper.so").unlink(missing_ok=True)
         try:
             build = self.configure()
             install(self.compile(build, "_native"), target)
@@ -70,8 +72,9 @@ class CMakeBuild(build_ext):
         super().copy_extensions_to_source()
         (ext,) = self.extensions
         built = Path(self.build_lib, *ext.name.split(".")[:-1], "_hopper.so")
+        package = self.get_finalized_command("build_py").get_package_dir("vqkern")
+        (Path(package) / built.name).unlink(missing_ok=True)
         if built.exists():
-            package = self.get_finalized_command("build_py").get_package_dir("vqkern")
             install(built, Path(package) / built.name)
 
     def configure(self) -> Path:

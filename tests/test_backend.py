@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,3 +114,17 @@ def test_import_is_light():
     seconds, added, forbidden = output.splitlines()
     assert float(seconds) < 0.5
     assert added == "[]" and forbidden == "[]"
+
+
+@pytest.mark.parametrize("content", [b"no library", None])
+def test_cuda_kernels_that_are_damaged_or_foreign_are_told(monkeypatch, tmp_path, content):
+    """None: a library, and not this one."""
+    file = tmp_path / "_hopper.so"
+    if content is None:
+        if isinstance(backend.native(), ImportError):
+            pytest.skip("there is no other library at hand")
+        content = Path(backend.native().__file__).read_bytes()
+    file.write_bytes(content)
+    monkeypatch.setattr(backend, "__file__", str(tmp_path / "backend.py"))
+    found = backend._load_hopper()
+    assert isinstance(found, ImportError) and "its kernels are broken" in str(found)

@@ -49,6 +49,9 @@ def _load_native() -> ModuleType | ImportError:
         return ImportError(f"the native module is broken ({type(error).__name__}: {error})")
 
 
+_HOPPER_ABI = 1  # vqkern_hopper_abi() in csrc/cuda/api.cu
+
+
 def _load_hopper() -> ctypes.CDLL | ImportError:
     path = Path(__file__).with_name("_hopper.so")
     if not path.exists():
@@ -57,9 +60,15 @@ def _load_hopper() -> ctypes.CDLL | ImportError:
             "VQKERN_BUILD=none or cpp)"
         )
     try:
-        return ctypes.CDLL(str(path))
-    except OSError as error:
+        library = ctypes.CDLL(str(path))
+        found = library.vqkern_hopper_abi()
+    except (OSError, AttributeError) as error:
         return ImportError(f"its kernels are broken ({error})")
+    if found != _HOPPER_ABI:
+        return ImportError(
+            f"its kernels are of another version ({found}, not {_HOPPER_ABI}); reinstall"
+        )
+    return library
 
 
 # Found out once, at import: under torch.compile constants are fine, and calls break the graph.

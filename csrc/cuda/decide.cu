@@ -112,6 +112,7 @@ __device__ inline int prune(Open* open, int count, float upper, int lane) {
   for (int start = 0; start < count; start += 32) {
     Open entry = start + lane < count ? open[start + lane] : Open{INFINITY, -1};
     uint32_t stay = __ballot_sync(kAll, start + lane < count && entry.bound <= upper);
+    __syncwarp();  // all have read theirs
     if (stay >> lane & 1) open[left + __popc(stay & ((1u << lane) - 1))] = entry;
     left += __popc(stay);
     __syncwarp();

@@ -110,8 +110,8 @@ __global__ void survey_kernel(const float* codes, int k, int d, double* sum, flo
   }
 }
 
-// The mean code and an upper bound of the largest |e - c|, by one block. spread[0]: that bound's
-// square; spread[1]: whether any two finite codes differ.
+// The mean code and the square of an upper bound of the largest |e - c|, by one block; 0 where all
+// finite codes are one.
 __global__ void centre_kernel(const double* sum, const float* low, const float* high,
                               const int* count, int blocks, int d, float* centre, double* spread) {
   __shared__ double reach[kMostChannels];

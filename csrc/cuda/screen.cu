@@ -269,14 +269,18 @@ __global__ __launch_bounds__(kThreads, 1) void screen_kernel(const Screen s) {
 template <class Format, int kSteps>
 int launch_steps(Screen s, int splits, cudaStream_t stream) {
   int device = 0, most = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  if (error != cudaSuccess) return error;
   const int rows_bytes = kRows * kChunk * s.chunks, tile_bytes = Format::kColumns * kChunk * s.chunks;
   s.stages = min(8, (most - rows_bytes - 256) / tile_bytes);
   if (s.stages < 2) return cudaErrorInvalidConfiguration;
   const int bytes = rows_bytes + s.stages * tile_bytes + (2 * s.stages + 1) * 8;
   auto kernel = screen_kernel<Format, kSteps>;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error != cudaSuccess) return error;
   dim3 grid((s.n + kRows - 1) / kRows, splits);
   kernel<<<grid, kThreads, bytes, stream>>>(s);
   return cudaGetLastError();

@@ -25,6 +25,24 @@ def fsq_value(z, levels, bound):
 
 
 class TestFSQ:
+    def test_a_saturated_channel_of_many_levels_keeps_to_its_digits(self):
+        """With so many levels the centred bound reaches half a step beyond the last value."""
+        q = FSQ((1002, 4), bound="centred")
+        index = q.encode(torch.tensor([[1e4, 1e4], [-1e4, 1e4]]))
+        assert index.tolist() == [1001 + 3 * 1002, 3 * 1002]
+
+    @pytest.mark.parametrize("commitment", [0.0, 0.25])
+    def test_quantized_is_what_the_index_decodes_to(self, commitment):
+        q = FSQ((5, 6, 7, 8), commitment=commitment)
+        z = (3 * torch.randn(50, 4, dtype=torch.float64)).requires_grad_()
+        with torch.no_grad():
+            z[3, 1] = math.nan
+        result = q(z)
+        decoded = q.decode(result.index)
+        assert torch.equal(result.quantized.float().nan_to_num(9), decoded.nan_to_num(9))
+        (result.quantized.nan_to_num().sum() + result.loss).backward()
+        assert bool(z.grad.isfinite().all()) and not z.grad[3].any()
+
     @pytest.mark.parametrize("bound", ["published", "centred"])
     def test_every_channel_by_its_definition(self, bound):
         levels = (2, 3, 4, 5, 8, 9)

@@ -11,8 +11,9 @@ from ..ops.rows import join_digits
 
 
 def _bounded(rows: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
-    """tanh(z + shift) and bound(z) of rows [N, D]; terms [4, D]: half, offset, shift, width."""
-    half, offset, shift, _ = terms
+    """tanh(z + shift) and bound(z) of rows [N, D]; terms [5, D]: half, offset, shift, width
+    and the last digit."""
+    half, offset, shift, *_ = terms
     tanh = (rows + shift).tanh_()
     return tanh, torch.mul(tanh, half).sub_(offset)
 
@@ -27,7 +28,8 @@ def _finite(rows: Tensor) -> Tensor:
 def round_index(rows: Tensor, terms: Tensor, sizes: Sequence[int]) -> Tensor:
     """Joint index int64 [N] of rows [N, D]; -1 where a row is not finite."""
     _, bounded = _bounded(rows, terms)
-    digits = bounded.round_().add_(terms[3]).clamp_min_(0).nan_to_num_(0).long()
+    digits = bounded.round_().add_(terms[3]).clamp_(torch.zeros_like(terms[4]), terms[4])
+    digits = digits.nan_to_num_(0).long()
     return join_digits(digits, sizes).masked_fill_(~_finite(rows), -1)
 
 
@@ -40,10 +42,12 @@ def _(rows: Tensor, terms: Tensor, sizes: Sequence[int]) -> Tensor:
 def _round_channels(rows: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
     """The values that rows [N, D] are rounded to, NaN where a row is not finite, and the slope of
     the bound, 0 there."""
-    half, _, _, width = terms
+    half, _, _, width, last = terms
     tanh, values = _bounded(rows, terms)
-    # As the index has it: no value lies below the first.
-    values.round_().add_(width).clamp_min_(0).sub_(width).div_(width)
+    # As the index has it: no value lies below the first or above the last. The quotient is
+    # decode's, float32.
+    values.round_().add_(width).clamp_(torch.zeros_like(last), last).sub_(width)
+    values = (values.float() / width.float()).to(rows.dtype)
     slope = tanh.square_().neg_().add_(1).mul_(half / width)
     broken = ~_finite(rows)[:, None]
     return values.masked_fill_(broken, torch.nan), slope.masked_fill_(broken, 0)

@@ -171,7 +171,7 @@ class FSQ(ScalarQuantizer):
         self.register_buffer("level", torch.tensor(levels), persistent=False)
 
     def _terms(self, dtype: torch.dtype) -> Tensor:
-        """half, offset, shift and the half width of each channel [4, dim]."""
+        """half, offset, shift, half width and last digit of each channel [5, dim]."""
         level = self.level.to(dtype)
         offset = torch.where(self.level % 2 == 0, 0.5, 0.0).to(dtype)
         if self.bound == "published":
@@ -180,10 +180,10 @@ class FSQ(ScalarQuantizer):
         else:
             half = (level - 1) * (1 + 1e-3) / 2
             shift = torch.atanh(offset / half)
-        return torch.stack([half, offset, shift, (self.level // 2).to(dtype)])
+        return torch.stack([half, offset, shift, (self.level // 2).to(dtype), level - 1])
 
     def _bounded(self, latents: Tensor) -> Tensor:
-        half, offset, shift, _ = self._terms(latents.dtype)
+        half, offset, shift, *_ = self._terms(latents.dtype)
         return torch.tanh(latents + shift) * half - offset
 
     def _assign(self, latents: Tensor, codes: None) -> Tensor:

@@ -14,6 +14,7 @@ from . import reference
 
 METRICS = ("l2", "cosine")
 MOST_CUDA_CHANNELS = 256
+MOST_CUDA_CODES = 2**30
 
 
 class NearestCode(NamedTuple):
@@ -80,6 +81,8 @@ def _choose(z: Tensor, codes: Tensor, metric: str, backend: str) -> str:
     def cuda_support() -> str | None:
         if codes.shape[1] > MOST_CUDA_CHANNELS:
             return f"more than {MOST_CUDA_CHANNELS} channels run on backend='triton'"
+        if codes.shape[1] == 0 or len(codes) > MOST_CUDA_CODES:
+            return f"it takes 1 to {MOST_CUDA_CODES} codes of at least one channel"
         return gpu_support()
 
     return backends.choose(

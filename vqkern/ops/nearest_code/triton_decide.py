@@ -170,7 +170,7 @@ def scan(
     part_best = torch.empty(shared, parts, dtype=torch.int64, device=z.device)
     # Contraction would break the error-free transformations.
     _scan_kernel[(triton.cdiv(programs, parts) * parts,)](
-        z, codes, spread, *left, index, distance, part_best, k, d, _SCAN_CODES, shared, parts,
+        z, codes, spread, *left, index, distance, part_best, k, d, _SCAN_CODES, _SCAN_SHARED, parts,
         num_warps=_SCAN_WARPS, enable_fp_fusion=False,
     )  # fmt: skip
     _join_kernel[(shared,)](
