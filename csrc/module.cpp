@@ -36,7 +36,7 @@ py::dict nearest_code(uintptr_t z, uintptr_t codes, int64_t n, int64_t k, int64_
         using T = decltype(type);
         return vqkern::nearest_code(pointer<const T>(z), pointer<const T>(codes), n, k, dim, cosine,
                                     pointer<int64_t>(index), pointer<T>(distance), threads,
-                                    kernels.screens);
+                                    kernels.search);
     };
     {
         py::gil_scoped_release release;

@@ -67,8 +67,8 @@ MUTANTS = [
         "only the best group of a row is looked at",
     ),
     Mutant(
-        "boxes-twice-as-far", "search", CPU + "box_distances.inc",
-        "sums += out * out;", "sums += 2 * out * out;",
+        "boxes-twice-as-far", "search", CPU + "cells.inc",
+        "sum[i] = fma(gap, gap, sum[i]);", "sum[i] = fma(gap, gap + gap, sum[i]);",
         "cells seem farther away than they are",
     ),
     Mutant(
@@ -78,14 +78,31 @@ MUTANTS = [
     ),
     Mutant(
         "reach-of-half", "search", CPU + "row_panel.h",
-        "const double squared = row.nearest.squared();\n        const double own",
-        "const double squared = row.nearest.squared() / 4;\n        const double own",
+        "std::max(row.squared + 2 * upper, 0.0)", "std::max(row.squared + 2 * upper, 0.0) / 4",
         "only cells within half of a row's distance are met",
     ),
     Mutant(
-        "farther-cells-dropped", "search", CPU + "search.h",
-        "if (farther.squared <= reach) list", "if (farther.squared <= reach / 2) list",
-        "cells in the farther half of a row's reach are not met",
+        "home-blocks-alone", "search", CPU + "cells.inc",
+        "if (own >= 0 && own < kBoxes) near[row] &= ~(1u << own);",
+        "if (own >= 0 && own < kBoxes) near[row] = 0;",
+        "among neighbouring blocks, a row meets the cells of its own alone",
+    ),
+    Mutant(
+        "last-block-of-cells-dropped", "search", CPU + "cells.inc",
+        "const uint32_t there = left < kBoxes ? (1u << left) - 1 : (1u << kBoxes) - 1;",
+        "const uint32_t there = left < kBoxes ? 0 : (1u << kBoxes) - 1;",
+        "the last, partial block of cells is not met",
+    ),
+    Mutant(
+        "cells-without-slack", "search", CPU + "cells.inc",
+        "const float limit = upper + (__builtin_fabsf(upper) * 0x1p-20f + slack);",
+        "const float limit = upper - (__builtin_fabsf(upper) * 0x1p-20f + slack);",
+        "a code that may be as near as the best one is not looked at",
+    ),
+    Mutant(
+        "first-cell-alone-looked-at", "search", CPU + "cells.inc",
+        "                    look_again(cell, which[first + i]);\n", "                    break;\n",
+        "a row's nearest code is sought in its home alone",
     ),
     Mutant(
         "order-not-undone", "search", CPU + "row_panel.h",

@@ -3,16 +3,16 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 namespace vqkern {
 namespace {
 
 constexpr int64_t kLeastCells = 16;
-constexpr int64_t kRowsPerLevel = 256;  // fewer rows do not earn what halving the codes once costs
+constexpr int64_t kRowsPerLevel = 384;  // fewer rows do not earn what halving the codes once costs
 constexpr int64_t kSampledRows = 48, kSampledCodes = 512;
-// With codes nearer than this, in variances of a halved channel, a row reaches about an eighth of the cells, and
-// below that one row at a time is faster than a panel against all codes.
-constexpr double kNear = 0.7;
+// With codes at this squared distance, in variances of a halved channel, a row reaches all cells, about.
+constexpr double kNear = 6.0;
 constexpr int64_t kSpreadSample = 128;
 constexpr int64_t kTaskSize = 2048;
 constexpr int kBuckets = 256;
@@ -31,11 +31,7 @@ float squared_distance(const float* a, const float* b, int64_t dim) {
     return sum;
 }
 
-struct Keyed {
-    float key;
-    int32_t code;
-};
-
+template <typename Keyed>
 int widest_channel(const float* codes, int64_t dim, const Keyed* from, const Keyed* to) {
     const int64_t stride = (to - from + kSpreadSample - 1) / kSpreadSample;
     int widest = 0;
@@ -60,6 +56,7 @@ int widest_channel(const float* codes, int64_t dim, const Keyed* from, const Key
 
 // Reorders [from, to) so that no key before `middle` is larger than one from there on. Two passes over some
 // buckets of equal width take a third of the time of nth_element, which is left with one bucket.
+template <typename Keyed>
 void split(Keyed* from, Keyed* middle, Keyed* to, std::vector<Keyed>& spare) {
     const auto less = [](const Keyed& a, const Keyed& b) { return a.key < b.key; };
     const int64_t count = to - from;
@@ -93,27 +90,10 @@ void split(Keyed* from, Keyed* middle, Keyed* to, std::vector<Keyed>& spare) {
     std::nth_element(bucket_from, middle, bucket_from + sizes[middling], less);
 }
 
-// All parts but the last get `size` codes.
-void halve(const float* codes, int64_t dim, int64_t size, Keyed* from, Keyed* to) {
-    const int64_t parts = (to - from + size - 1) / size;
-    if (parts <= 1) return;
-    // A power of two on the left keeps blocks of cells together.
-    Keyed* middle = from + (int64_t{1} << (levels_of(parts) - 1)) * size;
-    const int channel = widest_channel(codes, dim, from, to);
-    for (Keyed* k = from; k < to; ++k) k->key = codes[k->code * dim + channel];
-    {
-        std::vector<Keyed> spare(to - from);
-        split(from, middle, to, spare);
-    }
-#pragma omp task if (to - from > kTaskSize)
-    halve(codes, dim, size, from, middle);
-    halve(codes, dim, size, middle, to);
-#pragma omp taskwait
-}
-
 }  // namespace
 
-bool Cells::pay(const Screened& screened, const std::vector<int64_t>& ids, int64_t size) {
+bool Cells::pay(const Screened& screened, const std::vector<int64_t>& ids, double most_met) {
+    constexpr int64_t size = kCellCodes;
     const int64_t n = static_cast<int64_t>(ids.size()), k = screened.k, dim = screened.dim;
     const int levels = levels_of(k / size);
     if (k / size < kLeastCells || k > INT32_MAX || n < kRowsPerLevel * levels) return false;
@@ -146,15 +126,16 @@ bool Cells::pay(const Screened& screened, const std::vector<int64_t>& ids, int64
     for (int64_t d = 0; d < halved; ++d) spread += variances[d] / halved;
     // Distances shrink as the sample grows to all codes, as a ball's radius does with its volume.
     const double rest = std::pow(static_cast<double>(codes.size()) / k, 2.0 / dim);
-    return nearest[kSampledRows / 2] * rest < kNear * spread;
+    return nearest[kSampledRows / 2] * rest < most_met * kNear * spread;
 }
 
-Cells::Cells(const Screened& screened, int64_t size, BoxesWithin* boxes_within, int threads)
-    : dim_(screened.dim),
-      count_((screened.k + size - 1) / size),
+Cells::Cells(const Screened& screened, const CellKernels& kernels, int threads)
+    : kernels_(kernels),
+      dim_(screened.dim),
+      count_((screened.k + kCellCodes - 1) / kCellCodes),
       blocks_((count_ + kBoxes - 1) / kBoxes),
       parts_((blocks_ + kBoxes - 1) / kBoxes),
-      within_(boxes_within),
+      splits_(int64_t{2} << levels_of(count_)),
       order_(screened.k),
       cells_(blocks_ * box_floats()),
       around_(parts_ * box_floats()) {
@@ -167,19 +148,43 @@ Cells::Cells(const Screened& screened, int64_t size, BoxesWithin* boxes_within, 
     const int64_t usable = unusable - keyed.begin();
 #pragma omp parallel num_threads(threads)
 #pragma omp single
-    halve(codes, dim_, size, keyed.data(), keyed.data() + usable);
+    halve(codes, 0, 0, keyed.data(), keyed.data() + usable);
     for (int64_t j = 0; j < screened.k; ++j) order_[j] = keyed[j].code;
-    bound(codes, size, usable, threads);
+    bound(codes, usable, threads);
 }
 
-void Cells::bound(const float* codes, int64_t size, int64_t usable, int threads) {
+// All parts but the last get kCellCodes.
+void Cells::halve(const float* codes, int64_t node, int32_t cell, Keyed* from, Keyed* to) {
+    const int64_t parts = (to - from + kCellCodes - 1) / kCellCodes;
+    if (parts <= 1) {
+        splits_[node].cell = cell;
+        return;
+    }
+    // A power of two on the left keeps blocks of cells together.
+    const int32_t left = int32_t{1} << (levels_of(parts) - 1);
+    Keyed* middle = from + left * kCellCodes;
+    const int channel = widest_channel(codes, dim_, from, to);
+    for (Keyed* k = from; k < to; ++k) k->key = codes[k->code * dim_ + channel];
+    {
+        std::vector<Keyed> spare(to - from);
+        split(from, middle, to, spare);
+    }
+    splits_[node].channel = channel;
+    splits_[node].value = middle->key;
+#pragma omp task if (to - from > kTaskSize)
+    halve(codes, 2 * node + 1, cell, from, middle);
+    halve(codes, 2 * node + 2, cell + left, middle, to);
+#pragma omp taskwait
+}
+
+void Cells::bound(const float* codes, int64_t usable, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t cell = 0; cell < blocks_ * kBoxes; ++cell) {
         float* box = box_of_cell(cell / kBoxes) + cell % kBoxes;
         for (int64_t d = 0; d < dim_; ++d, box += 2 * kBoxes) {
             box[0] = kInfinity;
             box[kBoxes] = -kInfinity;
-            for (int64_t j = cell * size; j < std::min((cell + 1) * size, usable); ++j) {
+            for (int64_t j = cell * kCellCodes; j < std::min((cell + 1) * kCellCodes, usable); ++j) {
                 const float x = codes[order_[j] * dim_ + d];
                 box[0] = std::min(box[0], x);
                 box[kBoxes] = std::max(box[kBoxes], x);
@@ -199,20 +204,20 @@ void Cells::bound(const float* codes, int64_t size, int64_t usable, int threads)
     }
 }
 
-int32_t Cells::nearest(const float* z) const {
-    float squared[kBoxes];
-    float least = kInfinity;
-    int64_t block = 0;
-    for (int64_t part = 0; part < parts_; ++part) {
-        within(box_of_part(part), z, 0.0f, 0.0f, squared);
-        const float* box = std::min_element(squared, squared + kBoxes);
-        if (!(*box < least)) continue;
-        least = *box;
-        block = part * kBoxes + (box - squared);
+std::vector<int32_t> Cells::sort_by_home(const float* z, int64_t* ids, int64_t n, int threads) const {
+    std::vector<int32_t> homes(n);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t j = 0; j < n; ++j) homes[j] = home(z + ids[j] * dim_);
+    std::vector<int64_t> places(count_ + 1, 0), sorted(n);
+    for (int64_t j = 0; j < n; ++j) places[homes[j] + 1] += 1;
+    std::partial_sum(places.begin(), places.end(), places.begin());
+    for (int64_t j = 0; j < n; ++j) sorted[places[homes[j]]++] = ids[j];
+    std::copy(sorted.begin(), sorted.end(), ids);
+    // Each place is now where the next cell starts.
+    for (int64_t cell = 0, j = 0; cell < count_; ++cell) {
+        for (; j < places[cell]; ++j) homes[j] = static_cast<int32_t>(cell);
     }
-    within(box_of_cell(block), z, 0.0f, 0.0f, squared);
-    const int64_t cell = block * kBoxes + (std::min_element(squared, squared + kBoxes) - squared);
-    return static_cast<int32_t>(std::min(cell, count_ - 1));
+    return homes;
 }
 
 }  // namespace vqkern

@@ -17,9 +17,10 @@ constexpr int64_t kSample = 129;  // codes that the centre and the scale are tak
 // Codes longer than this, in units of a typical one, set the scale: their scores must stay in range.
 constexpr double kLongestCode = 0x1p30;
 
-int tiles_of_group(int64_t dim, const ScreenKernels& kernels) {
-    const int64_t few = 512 / dim / (32 / kernels.tile);
-    return static_cast<int>(std::min<int64_t>(kMostGroupTiles, std::max<int64_t>(1, few)));
+// A row is screened against a group in about as long as it takes to look at the result.
+int tiles_of_group(int64_t dim, const PackKernels& kernels) {
+    const int64_t few = 16 * kernels.tile / dim;
+    return static_cast<int>(std::min<int64_t>(kernels.most_tiles, std::max<int64_t>(1, few)));
 }
 
 // The error of a sum of products relative to |z||e| + h. float32: a chain of dim + 1 operations, fused
@@ -85,14 +86,11 @@ void Codebook::set_scale(double length) {
     int exponent = 0;
     if (length > 0.0) std::frexp(length, &exponent);
     scale = std::ldexp(1.0, -exponent);
+    unscale = std::ldexp(1.0, 2 * exponent);
     fits_float = std::abs(exponent) < 100;
 }
 
-int64_t group_size(int64_t dim, const ScreenKernels& kernels) {
-    return tiles_of_group(padded_dim(dim, kernels), kernels) * kernels.tile;
-}
-
-Packed::Packed(Codebook& codebook, const ScreenKernels& kernels, const int32_t* order, int threads)
+Packed::Packed(Codebook& codebook, const PackKernels& kernels, const int32_t* order, int threads)
     : codebook_(codebook),
       kernels_(kernels),
       order_(order),

@@ -53,16 +53,14 @@ struct Codebook {
     double relative, absolute;  // as in Screened
     std::vector<float> centre;
     double scale = 1.0;
+    double unscale = 1.0;  // of squares: 1 / scale^2
     bool fits_float = true;  // centred values and their scale are ordinary float32 numbers
 };
-
-// Codes of a group: a row is screened against it in about as long as it takes to look at the result.
-int64_t group_size(int64_t dim, const ScreenKernels& kernels);
 
 // A codebook packed for one kind of screen, in its own order or another.
 class Packed {
   public:
-    Packed(Codebook& codebook, const ScreenKernels& kernels, const int32_t* order, int threads);
+    Packed(Codebook& codebook, const PackKernels& kernels, const int32_t* order, int threads);
 
     // The code at a place.
     int64_t code_at(int64_t place) const { return order_ == nullptr ? place : order_[place]; }
@@ -71,7 +69,7 @@ class Packed {
         return {values_.data, half_norms_.data, groups_.data(), dim_, tiles_, group_tiles_};
     }
     const Codebook& codebook() const { return codebook_; }
-    const ScreenKernels& kernels() const { return kernels_; }
+    const PackKernels& kernels() const { return kernels_; }
     int64_t dim() const { return dim_; }
     int64_t groups() const { return static_cast<int64_t>(groups_.size()); }
     int64_t tiles() const { return tiles_; }
@@ -90,7 +88,7 @@ class Packed {
     double pack_group(int64_t g, Packer& packer, const float** vectors);
 
     Codebook& codebook_;
-    const ScreenKernels& kernels_;
+    const PackKernels& kernels_;
     const int32_t* order_;
     int64_t dim_, tiles_;
     int group_tiles_;

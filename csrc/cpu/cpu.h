@@ -6,13 +6,13 @@
 #include "fma_peak.h"
 #include "kernel_sums.h"
 #include "moment_passes.h"
-#include "screen.h"
+#include "nearest_code.h"
 
 namespace vqkern {
 
 struct CpuKernels {
     const char* name;
-    std::vector<const ScreenKernels*> screens;  // cheapest first
+    SearchKernels search;
     const KernelSumKernels* kernel_sums;
     const MomentKernels* moments;
     const FmaLoop* fma_loop;

@@ -110,7 +110,6 @@ bool least_scores(const void* rows, const PackedCodes& codes, int64_t g, const P
 }
 
 constexpr auto row_scores = scores_of_row<Format::kInt8>;
-constexpr auto row_least = least_of_row<Format::kInt8>;
 
 #include "at_most_avx512.inc"
 
@@ -135,7 +134,7 @@ inline void place_column(int32_t* out, int64_t word, int first, int lanes, __mma
 void place_rows_or_codes(float* vectors, int count, int64_t stride, int64_t padded, float scale,
                          bool rows, void* values, float* residual, int32_t* sum) {
     if (!rows) {
-        place<Format::kInt8>(vectors, count, stride, padded, scale, rows, values, residual, sum);
+        place<Format::kInt8, kRows, kTile>(vectors, count, stride, padded, scale, rows, values, residual, sum);
         return;
     }
     char* out = static_cast<char*>(values);
@@ -147,13 +146,12 @@ void place_rows_or_codes(float* vectors, int count, int64_t stride, int64_t padd
     }
 }
 
-#include "box_distances.inc"
 
 }  // namespace
 
 // With fewer channels the vector unit multiplies as fast, and stores nothing.
 const ScreenKernels kScreenAmx = {
-    Format::kInt8, RowLayout::kInTurn, kRows, kTile, 20, screen_with_tiles, screen_row,
-    centre, place_rows_or_codes, boxes_within};
+    {Format::kInt8, RowLayout::kInTurn, kRows, kTile, kMostGroupTiles, centre, place_rows_or_codes}, 20,
+    screen_with_tiles};
 
 }  // namespace vqkern

@@ -3,6 +3,7 @@
 
 #include <cfloat>
 
+#include "cell_kernels.h"
 #include "fma_peak.h"
 #include "kernel_sums.h"
 #include "moment_passes.h"
@@ -82,14 +83,14 @@ inline float reduce_min(Vec a) {
     return _mm_cvtss_f32(v);
 }
 
-inline uint32_t at_most_eight(const float* a, Vec b) {
-    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(load(a), b, _CMP_LE_OQ)));
+inline uint32_t not_above(Vec a, Vec b) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LE_OQ)));
 }
 inline uint32_t at_most(const float* a, float limit) {
-    return at_most_eight(a, splat(limit)) | at_most_eight(a + 8, splat(limit)) << 8;
+    return not_above(load(a), splat(limit)) | not_above(load(a + 8), splat(limit)) << 8;
 }
 inline uint32_t at_most_each(const float* a, const float* b) {
-    return at_most_eight(a, load(b)) | at_most_eight(a + 8, load(b + 8)) << 8;
+    return not_above(load(a), load(b)) | not_above(load(a + 8), load(b + 8)) << 8;
 }
 
 #include "flush_subnormals_x86.inc"
@@ -156,13 +157,15 @@ inline void narrow(float* p, Wide v) { _mm_storeu_ps(p, _mm256_cvtpd_ps(v)); }
 
 #include "moment_passes.inc"
 
-#include "box_distances.inc"
+#include "cells.inc"
 
 }  // namespace
 
 const ScreenKernels kScreenAvx2 = {
-    Format::kFloat32, RowLayout::kByChannel, kRows, kTile, 1, screen, screen_row,
-    nullptr, nullptr, boxes_within};
+    {Format::kFloat32, RowLayout::kByChannel, kRows, kTile, kMostGroupTiles, nullptr, nullptr}, 1, screen};
+const CellKernels kCellsAvx2 = {
+    {Format::kFloat32, RowLayout::kByChannel, kPanelRows, kCellCodes, 1, nullptr, nullptr},
+    meet_cells};
 const FmaLoop kFmaLoopAvx2 = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsAvx2 = {pairs<false>, pairs<true>, wide::pairs<false>};
 const MomentKernels kMomentsAvx2 = {kWideTile, centre_rows, gram, map_rows};

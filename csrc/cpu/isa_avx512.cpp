@@ -3,6 +3,7 @@
 
 #include <cfloat>
 
+#include "cell_kernels.h"
 #include "fma_peak.h"
 #include "kernel_sums.h"
 #include "moment_passes.h"
@@ -73,6 +74,7 @@ inline void add_to(double* p, Vec a) {
     _mm512_storeu_pd(p + 8, _mm512_add_pd(_mm512_loadu_pd(p + 8), high));
 }
 inline float reduce_min(Vec a) { return _mm512_reduce_min_ps(a); }
+inline uint32_t not_above(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
 
 #include "at_most_avx512.inc"
 #include "flush_subnormals_x86.inc"
@@ -142,13 +144,18 @@ inline void place_column(int32_t* out, int64_t word, int first, int lanes, __mma
 
 #include "pack_avx512.inc"
 
-#include "box_distances.inc"
+#include "cells.inc"
 
 }  // namespace
 
 const ScreenKernels kScreenAvx512 = {
-    Format::kFloat32, RowLayout::kByChannel, kRows, kTile, 1, screen, screen_row,
-    centre, place<Format::kFloat32>, boxes_within};
+    {Format::kFloat32, RowLayout::kByChannel, kRows, kTile, kMostGroupTiles, centre,
+     place<Format::kFloat32, kRows, kTile>},
+    1, screen};
+const CellKernels kCellsAvx512 = {
+    {Format::kFloat32, RowLayout::kByChannel, kPanelRows, kCellCodes, 1, centre,
+     place<Format::kFloat32, kPanelRows, kCellCodes>},
+    meet_cells};
 const FmaLoop kFmaLoopAvx512 = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsAvx512 = {pairs<false>, pairs<true>, wide::pairs<false>};
 const MomentKernels kMomentsAvx512 = {kWideTile, centre_rows, gram, map_rows};

@@ -89,26 +89,23 @@ inline void place_column(int32_t* out, int64_t word, int first, int lanes, __mma
 namespace int16 {
 constexpr auto least_scores = least_of_rows<Format::kInt16>;
 constexpr auto row_scores = scores_of_row<Format::kInt16>;
-constexpr auto row_least = least_of_row<Format::kInt16>;
 #include "screen_groups.inc"
 }  // namespace int16
 
 namespace int8 {
 constexpr auto least_scores = least_of_rows<Format::kInt8>;
 constexpr auto row_scores = scores_of_row<Format::kInt8>;
-constexpr auto row_least = least_of_row<Format::kInt8>;
 #include "screen_groups.inc"
 }  // namespace int8
 
-#include "box_distances.inc"
 
 }  // namespace
 
 const ScreenKernels kScreenAvx512Vnni = {
-    Format::kInt16, RowLayout::kByChannel, kRows, kTile, 2, int16::screen, int16::screen_row,
-    centre, place<Format::kInt16>, boxes_within};
+    {Format::kInt16, RowLayout::kByChannel, kRows, kTile, kMostGroupTiles, centre, place<Format::kInt16, kRows, kTile>},
+    2, int16::screen};
 const ScreenKernels kScreenAvx512VnniInt8 = {
-    Format::kInt8, RowLayout::kByChannel, kRows, kTile, 7, int8::screen, int8::screen_row,
-    centre, place<Format::kInt8>, boxes_within};
+    {Format::kInt8, RowLayout::kByChannel, kRows, kTile, kMostGroupTiles, centre, place<Format::kInt8, kRows, kTile>},
+    7, int8::screen};
 
 }  // namespace vqkern

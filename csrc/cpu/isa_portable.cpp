@@ -2,6 +2,7 @@
 #include <cfloat>
 #include <cstring>
 
+#include "cell_kernels.h"
 #include "fma_peak.h"
 #include "kernel_sums.h"
 #include "moment_passes.h"
@@ -63,6 +64,11 @@ inline float reduce_min(Vec a) {
     return least;
 }
 
+inline uint32_t not_above(Vec a, Vec b) {
+    uint32_t mask = 0;
+    for (int i = 0; i < kLanes; ++i) mask |= static_cast<uint32_t>(a[i] <= b[i]) << i;
+    return mask;
+}
 inline uint32_t at_most(const float* a, float limit) {
     uint32_t mask = 0;
     for (int i = 0; i < 2 * kLanes; ++i) mask |= static_cast<uint32_t>(a[i] <= limit) << i;
@@ -150,13 +156,15 @@ inline void narrow(float* p, Wide v) {
 
 #include "moment_passes.inc"
 
-#include "box_distances.inc"
+#include "cells.inc"
 
 }  // namespace
 
 const ScreenKernels kScreenPortable = {
-    Format::kFloat32, RowLayout::kByChannel, kRows, kTile, 1, screen, screen_row,
-    nullptr, nullptr, boxes_within};
+    {Format::kFloat32, RowLayout::kByChannel, kRows, kTile, kMostGroupTiles, nullptr, nullptr}, 1, screen};
+const CellKernels kCellsPortable = {
+    {Format::kFloat32, RowLayout::kByChannel, kPanelRows, kCellCodes, 1, nullptr, nullptr},
+    meet_cells};
 const FmaLoop kFmaLoopPortable = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsPortable = {pairs<false>, pairs<true>, wide::pairs<false>};
 const MomentKernels kMomentsPortable = {kWideTile, centre_rows, gram, map_rows};

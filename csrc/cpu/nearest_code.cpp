@@ -80,15 +80,15 @@ typename Cosine<T>::Length length_of(const T* x, int64_t dim) {
 
 void search_l2(std::vector<int64_t> rows, const float* z, const float* codes, int64_t n, int64_t k,
                int64_t dim, int64_t* index, float* distance, int threads,
-               const std::vector<const ScreenKernels*>& screens, SearchCounts& counts) {
+               const SearchKernels& kernels, SearchCounts& counts) {
     const SquaredL2<float> measure = {z, codes, dim, 1.0, 1.0};
     const Screened screened = {z, codes, n, k, dim};
-    search_rows(std::move(rows), measure, screened, screens, index, distance, threads, counts);
+    search_rows(std::move(rows), measure, screened, kernels, index, distance, threads, counts);
 }
 
 void search_l2(std::vector<int64_t> rows, const double* z, const double* codes, int64_t n, int64_t k,
                int64_t dim, int64_t* index, double* distance, int threads,
-               const std::vector<const ScreenKernels*>& screens, SearchCounts& counts) {
+               const SearchKernels& kernels, SearchCounts& counts) {
     double code = 0.0, row = 0.0;
     for (int64_t j = 0; j < k; ++j) {
         if (finite_row(codes + j * dim, dim)) code = std::max(code, largest_of(codes + j * dim, dim));
@@ -104,13 +104,13 @@ void search_l2(std::vector<int64_t> rows, const double* z, const double* codes, 
     Screened screened = {stand_ins.z.data, stand_ins.codes.data, n, k, dim, true, kRelative, 0x1p-90};
     const double unit = screen_scale / scale;
     const SquaredL2<double> measure = {z, codes, dim, scale, unit * unit};
-    search_rows(std::move(rows), measure, screened, screens, index, distance, threads, counts);
+    search_rows(std::move(rows), measure, screened, kernels, index, distance, threads, counts);
 }
 
 template <typename T>
 void search_cosine(std::vector<int64_t> rows, const T* z, const T* codes, int64_t n, int64_t k,
                    int64_t dim, int64_t* index, T* distance, int threads,
-                   const std::vector<const ScreenKernels*>& screens, SearchCounts& counts) {
+                   const SearchKernels& kernels, SearchCounts& counts) {
     Cosine<T> measure = {z, codes, dim, {}, {}};
     measure.rows.resize(n);
     measure.of_codes.resize(k);
@@ -146,7 +146,7 @@ void search_cosine(std::vector<int64_t> rows, const T* z, const T* codes, int64_
     stand_ins.fill(codes, k, dim, threads, code_factor, stand_ins.codes);
     const Screened screened = {stand_ins.z.data,  stand_ins.codes.data, n, k, dim, true, kRelative,
                                kAbsolute + dim * 0x1p-50};
-    search_rows(std::move(rows), measure, screened, screens, index, distance, threads, counts);
+    search_rows(std::move(rows), measure, screened, kernels, index, distance, threads, counts);
 }
 
 }  // namespace
@@ -154,7 +154,7 @@ void search_cosine(std::vector<int64_t> rows, const T* z, const T* codes, int64_
 template <typename T>
 SearchCounts nearest_code(const T* z, const T* codes, int64_t n, int64_t k, int64_t dim, bool cosine,
                           int64_t* index, T* distance, int threads,
-                          const std::vector<const ScreenKernels*>& screens) {
+                          const SearchKernels& kernels) {
     SearchCounts counts = {0, 0, 0, 0, 0};
     threads = std::max(1, threads);
     std::vector<int64_t> rows;
@@ -169,17 +169,17 @@ SearchCounts nearest_code(const T* z, const T* codes, int64_t n, int64_t k, int6
         counts.invalid += 1;
     }
     if (cosine) {
-        search_cosine(std::move(rows), z, codes, n, k, dim, index, distance, threads, screens, counts);
+        search_cosine(std::move(rows), z, codes, n, k, dim, index, distance, threads, kernels, counts);
     } else {
-        search_l2(std::move(rows), z, codes, n, k, dim, index, distance, threads, screens, counts);
+        search_l2(std::move(rows), z, codes, n, k, dim, index, distance, threads, kernels, counts);
     }
     return counts;
 }
 
 template SearchCounts nearest_code(const float*, const float*, int64_t, int64_t, int64_t, bool,
-                                   int64_t*, float*, int, const std::vector<const ScreenKernels*>&);
+                                   int64_t*, float*, int, const SearchKernels&);
 template SearchCounts nearest_code(const double*, const double*, int64_t, int64_t, int64_t, bool,
                                    int64_t*, double*, int,
-                                   const std::vector<const ScreenKernels*>&);
+                                   const SearchKernels&);
 
 }  // namespace vqkern

@@ -4,9 +4,15 @@
 #include <cstdint>
 #include <vector>
 
+#include "cell_kernels.h"
 #include "screen.h"
 
 namespace vqkern {
+
+struct SearchKernels {
+    std::vector<const ScreenKernels*> screens;  // cheapest first
+    const CellKernels* cells;                   // or null: no search meets fewer than all codes
+};
 
 // What a search did, for those who want to see the certificate.
 struct SearchCounts {
@@ -23,6 +29,6 @@ struct SearchCounts {
 template <typename T>
 SearchCounts nearest_code(const T* z, const T* codes, int64_t n, int64_t k, int64_t dim, bool cosine,
                           int64_t* index, T* distance, int threads,
-                          const std::vector<const ScreenKernels*>& screens);
+                          const SearchKernels& kernels);
 
 }  // namespace vqkern

@@ -15,7 +15,7 @@ double round_whole(double x) {
 
 }  // namespace
 
-Packer::Packer(const Codebook& codebook, const ScreenKernels& kernels, bool rows, int64_t most)
+Packer::Packer(const Codebook& codebook, const PackKernels& kernels, bool rows, int64_t most)
     : codebook_(codebook),
       kernels_(kernels),
       rows_(rows),

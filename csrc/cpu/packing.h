@@ -10,7 +10,7 @@
 namespace vqkern {
 
 // Channels with their padding: equal steps of the matrix unit, or the least multiple of a word.
-constexpr int64_t padded_dim(int64_t dim, const ScreenKernels& kernels) {
+constexpr int64_t padded_dim(int64_t dim, const PackKernels& kernels) {
     const bool in_turn = kernels.row_layout == RowLayout::kInTurn;
     const int64_t steps = in_turn ? (dim + kTileChannels - 1) / kTileChannels : 1;
     const int64_t word = channel_step(kernels.format) * steps;
@@ -20,7 +20,7 @@ constexpr int64_t padded_dim(int64_t dim, const ScreenKernels& kernels) {
 // Centres some vectors, then rounds them once their common scale is known.
 class Packer {
   public:
-    Packer(const Codebook& codebook, const ScreenKernels& kernels, bool rows, int64_t most);
+    Packer(const Codebook& codebook, const PackKernels& kernels, bool rows, int64_t most);
 
     // Up to `most` vectors [dim], null for those that are not there.
     void centre(const float* const* vectors, int64_t count);
@@ -41,7 +41,7 @@ class Packer {
     void place_precisely(int64_t first, int64_t count, double scale, void* values);
 
     const Codebook& codebook_;
-    const ScreenKernels& kernels_;
+    const PackKernels& kernels_;
     bool rows_, fast_;
     int64_t dim_, stride_;
     int lanes_;

@@ -72,18 +72,19 @@ class RowPanel final : public Hits {
         expect(place);
     }
 
-    // No code at a larger squared distance, as the screens see them, is nearest to the row.
-    float reach(int r) const {
+    float reach(int r) override {
         const Row& row = rows_[r];
         constexpr float kInfinity = __builtin_inff();
-        if (row.nearest.code() < 0) return kInfinity;
-        const double squared = row.nearest.squared();
-        const double own = row.squared / (codebook_->scale * codebook_->scale);
+        if (panel.upper[r] == -FLT_MAX) return -1.0f;
+        if (panel.upper[r] == FLT_MAX) return kInfinity;
+        // Half of |z - e|^2 is the score and half of |z - c|^2.
+        const double upper = panel.upper[r];
         const double rounding =
-            ((codebook_->dim + 8) * 0x1p-52 + 10 * codebook_->relative) * (squared + own) +
-            codebook_->absolute;
+            ((codebook_->dim + 8) * 0x1p-52 + 10 * codebook_->relative) * (row.squared + std::fabs(upper));
+        const double squared = std::max(row.squared + 2 * upper, 0.0) + 4 * rounding;
         // The squared distance of a box is a sum of dim rounded squares.
-        const double most = (squared + 2 * rounding) * (1 + (codebook_->dim + 8) * 0x1p-22) + 0x1p-120;
+        const double most = squared * codebook_->unscale * (1 + (codebook_->dim + 8) * 0x1p-22) +
+                            4 * codebook_->absolute + 0x1p-120;
         return most < 0x1p99 ? round_up(most) : kInfinity;
     }
 

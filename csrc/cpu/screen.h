@@ -51,6 +51,9 @@ class Hits {
     virtual void measure(int row, int64_t code) = 0;
     // Keeps a code whose score is at least `lower`.
     virtual void keep(int row, int64_t code, float lower) = 0;
+    // No code at a larger squared distance, as the screens see them, is nearest to the row. Negative once the
+    // row needs more codes measured than it may.
+    virtual float reach(int row) = 0;
 
   protected:
     ~Hits() = default;
@@ -95,32 +98,19 @@ struct VectorSource {
     float scale;          // a power of two; negative for rows
 };
 
-// Which of some boxes are at squared distances in (above, upto] of a row; see box_distances.inc.
-constexpr int kBoxes = 16;
-using BoxesWithin = uint32_t(const float* boxes, const float* z, int64_t dim, float above, float upto,
-                             float* squared);
-
 // The largest norm of an int16 vector in its own units: a product of two stays below 2^29.
 constexpr double kInt16Norm = 23100.0;
 constexpr double kInt8Most = 127.0;
 // Shorter vectors are scaled as if they were this long.
 constexpr double kShortest = 0x1p-40;
 
-// The kernels of one instruction set and format.
-struct ScreenKernels {
+// How rows and codes are packed for the kernels of one instruction set and format.
+struct PackKernels {
     Format format;
     RowLayout row_layout;
-    int rows;           // rows of a panel
-    int tile;           // codes of a tile
-    int64_t least_dim;  // with fewer channels the next screen is faster
-
-    // Scores negated, centred rows (float [dim][rows], int16 [dim / 2][rows][2], int8 of four; or
-    // [rows][dim]) against groups [begin, end), at most kMostGroups, and reports hits.
-    void (*screen)(const void* rows, const PackedCodes& codes, int64_t begin, int64_t end,
-                   Panel& panel);
-
-    // As well, one row of the panel against one group.
-    void (*screen_row)(const void* rows, int row, const PackedCodes& codes, int64_t group, Panel& panel);
+    int rows;  // of a panel
+    int tile;  // codes of a tile
+    int most_tiles;  // of a group
 
     // Centred vectors in float32, each padded with zeros to `stride` channels; their squared norms, and their
     // largest components. Null, with `place`: float64 does it.
@@ -132,8 +122,15 @@ struct ScreenKernels {
     // their components go to `residual` and `sum`.
     void (*place)(float* vectors, int count, int64_t stride, int64_t padded, float scale, bool rows,
                   void* values, float* residual, int32_t* sum);
+};
 
-    BoxesWithin* boxes_within;
+struct ScreenKernels : PackKernels {
+    int64_t least_dim;  // with fewer channels the next screen is faster
+
+    // Scores negated, centred rows (float [dim][rows], int16 [dim / 2][rows][2], int8 of four; or
+    // [rows][dim]) against groups [begin, end), at most kMostGroups, and reports hits.
+    void (*screen)(const void* rows, const PackedCodes& codes, int64_t begin, int64_t end,
+                   Panel& panel);
 };
 
 extern const ScreenKernels kScreenPortable;

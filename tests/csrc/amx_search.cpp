@@ -32,11 +32,11 @@ int main() {
         }
         std::vector<int64_t> index[2] = {std::vector<int64_t>(n), std::vector<int64_t>(n)};
         std::vector<float> distance[2] = {std::vector<float>(n), std::vector<float>(n)};
-        const ScreenKernels* screens[2] = {&kScreenAmx, &kScreenPortable};
+        const SearchKernels kernels[2] = {{{&kScreenAmx}, nullptr}, {{&kScreenPortable}, nullptr}};
         for (int which = 0; which < 2; ++which) {
             const SearchCounts counts =
                 nearest_code(z.data(), codes.data(), n, k, dim, false, index[which].data(),
-                             distance[which].data(), 1, {screens[which]});
+                             distance[which].data(), 1, kernels[which]);
             if (counts.certified != n) {
                 std::printf("test %d: %ld of %ld rows certified\n", test, long(counts.certified), long(n));
                 ++wrong;

@@ -13,7 +13,7 @@ from vqkern.ops.nearest_code import native
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="there is no native module")
 
-ROWS, CODES = 2_100, 8_500  # enough for every kernel's cells; neither fills its last part
+ROWS, CODES = 3_210, 8_500  # enough for every kernel's cells; neither fills its last part
 SOME = torch.arange(0, ROWS, 10)  # that an oracle looks at; all kinds of rows are among them
 
 
