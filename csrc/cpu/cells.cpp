@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kLeastCells = 16;
 constexpr int64_t kRowsPerLevel = 384;  // fewer rows do not earn what halving the codes once costs
-constexpr int64_t kSampledRows = 48, kSampledCodes = 512;
+constexpr int64_t kSampledRows = 32, kSampledCodes = 256;
 // With codes at this squared distance, in variances of a halved channel, a row reaches all cells, about.
 constexpr double kNear = 6.0;
 constexpr int64_t kSpreadSample = 128;

@@ -71,17 +71,17 @@ class RowChunk {
         bool all_short = true;
         for (int r = 0; r < count; ++r) {
             answers.open(measure_, ids[r], packer_.squared(r), r, packed_);
-            if (!(std::sqrt(packer_.squared(r)) <= kLongest)) {
+            if (!(packer_.squared(r) <= kLongest * kLongest)) {
                 answers.overflow(r);
                 vectors[r] = nullptr;
                 all_short = false;
                 continue;
             }
-            longest = std::max(longest, std::sqrt(packer_.squared(r)));
+            longest = std::max(longest, packer_.squared(r));
             widest = std::max(widest, packer_.widest(r));
         }
         if (!all_short) packer_.centre(vectors, count);
-        panel.scale = packed_.row_scale(longest, widest);
+        panel.scale = packed_.row_scale(std::sqrt(longest), widest);
         packer_.place(0, count, panel.scale, rows(p));
         for (int r = 0; r < count; ++r) {
             panel.shift[r] = 128 * packer_.sum(r);

@@ -23,9 +23,12 @@ class RowPanel final : public Hits {
         packed_ = &packed;
         codebook_ = &packed.codebook();
         measure_ = &measure;
-        rows_[r] = Row();
-        rows_[r].nearest = Nearest<Measure>(measure, id);
-        rows_[r].squared = squared;
+        Row& row = rows_[r];  // whose candidates may stay as they are
+        row.nearest = Nearest<Measure>(measure, id);
+        row.squared = squared;
+        row.measured = 0;
+        row.held = 0;
+        row.overflowed = false;
         panel.upper[r] = FLT_MAX;
     }
 
