@@ -5,6 +5,7 @@ import torch
 from support import HAS_NATIVE
 
 import vqkern
+from vqkern.ops.nearest_code import certificate
 
 BACKENDS = ["torch", *(["cpp"] if HAS_NATIVE else [])]
 
@@ -57,3 +58,13 @@ def test_nothing_to_prove():
     with vqkern.certificates() as certificate:
         vqkern.nearest_code(torch.empty(0, 2), torch.ones(1, 2))
     assert certificate.rows == 0 and certificate.share == 1.0
+
+
+def test_a_graph_that_is_captured_has_no_counts(monkeypatch):
+    device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert not certificate.recording(device)
+    with vqkern.certificates():
+        assert certificate.recording(torch.device("cpu"))
+        with pytest.raises(RuntimeError, match="certificates: .* outside of `with vqkern.cert"):
+            certificate.recording(device)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass
 class Certificate:
@@ -46,7 +48,7 @@ def certificates() -> Iterator[Certificate]:
         print(certificate)
 
     Blocks nest; each sees the calls inside it, from any thread. On a GPU, reading the counts waits
-    for each search.
+    for each search, and a search that is being captured in a CUDA graph raises RuntimeError.
     """
     certificate = Certificate()
     _OPEN.append(certificate)
@@ -57,8 +59,17 @@ def certificates() -> Iterator[Certificate]:
         _OPEN[:] = [record for record in _OPEN if record is not certificate]
 
 
-def recording() -> bool:
-    """Whether anybody is interested."""
+def recording(device: torch.device) -> bool:
+    """Whether anybody is interested in a search on `device`.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, and its searches have no counts to read yet.
+    """
+    if _OPEN and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "certificates: a search that a CUDA graph captures has no counts to read; capture it "
+            "outside of `with vqkern.certificates()`, and record a call that is not captured"
+        )
     return bool(_OPEN)
 
 

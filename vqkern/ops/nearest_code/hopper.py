@@ -141,7 +141,7 @@ class _Codes:
         if self.int8:
             candidates = torch.empty(n, _CANDIDATES, dtype=torch.int32, device=device)
         tied, left = triton_decide.no_rows(n, device, 2)
-        recording = certificate.recording()
+        recording = certificate.recording(device)
         measured = torch.zeros(1, dtype=torch.int64, device=device) if recording else None
         _enqueue(
             "search", self.int8, z, n, self.codes, k, d, self.order, self.prepared, rows, state,

@@ -428,9 +428,10 @@ def _search(z: Tensor, codes: Tensor, splits: int | None) -> tuple[Tensor, Tenso
     distance = torch.empty(n, dtype=torch.float32, device=device)
     if n == 0:
         return index, distance, torch.empty(0, dtype=torch.int8, device=device)
+    recording = certificate.recording(device)
     with torch.cuda.device_of(z):
         screen = search_rows(z, codes, None, index, distance, splits)
-    if certificate.recording():
+    if recording:
         certificate.record(**counts_of(screen, n, len(codes)))
     return index, distance, screen.state
 
