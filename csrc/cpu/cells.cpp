@@ -129,9 +129,8 @@ bool Cells::pay(const Screened& screened, const std::vector<int64_t>& ids, doubl
     return nearest[kSampledRows / 2] * rest < most_met * kNear * spread;
 }
 
-Cells::Cells(const Screened& screened, const CellKernels& kernels, int threads)
-    : kernels_(kernels),
-      dim_(screened.dim),
+Cells::Cells(const Screened& screened, int threads)
+    : dim_(screened.dim),
       count_((screened.k + kCellCodes - 1) / kCellCodes),
       blocks_((count_ + kBoxes - 1) / kBoxes),
       parts_((blocks_ + kBoxes - 1) / kBoxes),

@@ -1,13 +1,14 @@
 // Codes in boxes: a search in few channels need not look at all of them.
 //
-// The codes are halved at the median of their widest channel, and the halves again, until each part is a cell of
-// at most kCellCodes. A row at distance r from some code has its nearest one in no cell whose bounding box is
-// farther away than r. In eight channels that leaves a tenth of 256 cells for Gaussian rows, and 4 % of
-// 1,024; in sixteen more than half of them.
+// The codes are halved at the median of their widest channel, and the halves again, until each part is a
+// cell of at most kCellCodes. A row at distance r from some code has its nearest one in no cell whose
+// bounding box is farther away than r. In eight channels that leaves a tenth of 256 cells for Gaussian
+// rows, and 4 % of 1,024; in sixteen more than half of them.
 //
-// Rows are sorted by the cell that they fall into, their home, and go in chunks of neighbours: each against its
-// home, then the cells in the nearer half of its reach, which has shrunk by then, and at last the others that
-// are still in it. So the codes of a cell are fetched once for all rows of a chunk that meet them.
+// Rows are sorted by the cell that they fall into, their home, and go in chunks of neighbours: each against
+// its home, which gives it a reach, then the cells in reach among those that share a block with the home,
+// which shorten it, and at last all others that are still in it. So the codes of a cell are fetched once for
+// all rows of a chunk that meet them.
 #pragma once
 
 #include <cstdint>
@@ -25,12 +26,10 @@ class Cells {
     static bool pay(const Screened& screened, const std::vector<int64_t>& ids, double most_met);
 
     // Codes that are not finite come last, and count for no box.
-    Cells(const Screened& screened, const CellKernels& kernels, int threads);
+    Cells(const Screened& screened, int threads);
 
-    int64_t count() const { return count_; }
     // The code at each place.
     const int32_t* order() const { return order_.data(); }
-    const CellKernels& kernels() const { return kernels_; }
     CellCodes codes(const PackedCodes& packed) const {
         return {cells_.data, around_.data, count_, blocks_, packed};
     }
@@ -65,7 +64,6 @@ class Cells {
     float* box_of_cell(int64_t block) const { return cells_.data + block * box_floats(); }
     float* box_of_part(int64_t part) const { return around_.data + part * box_floats(); }
 
-    const CellKernels& kernels_;
     int64_t dim_, count_, blocks_, parts_;
     std::vector<Split> splits_;  // node i has the children 2 i + 1 and 2 i + 2
     std::vector<int32_t> order_;

@@ -69,11 +69,24 @@ const Entry kEntries[] = {
       &kMomentsAvx512,
       &kFmaLoopAvx512}},
     {has_avx512,
-     {"AVX-512", {{&kScreenAvx512}, &kCellsAvx512}, &kKernelSumsAvx512, &kMomentsAvx512, &kFmaLoopAvx512}},
-    {has_avx2, {"AVX2", {{&kScreenAvx2}, &kCellsAvx2}, &kKernelSumsAvx2, &kMomentsAvx2, &kFmaLoopAvx2}},
+     {"AVX-512",
+      {{&kScreenAvx512}, &kCellsAvx512},
+      &kKernelSumsAvx512,
+      &kMomentsAvx512,
+      &kFmaLoopAvx512}},
+    {has_avx2,
+     {"AVX2",
+      {{&kScreenAvx2}, &kCellsAvx2},
+      &kKernelSumsAvx2,
+      &kMomentsAvx2,
+      &kFmaLoopAvx2}},
 #endif
     {always,
-     {"portable", {{&kScreenPortable}, &kCellsPortable}, &kKernelSumsPortable, &kMomentsPortable, &kFmaLoopPortable}},
+     {"portable",
+      {{&kScreenPortable}, &kCellsPortable},
+      &kKernelSumsPortable,
+      &kMomentsPortable,
+      &kFmaLoopPortable}},
 };
 
 }  // namespace

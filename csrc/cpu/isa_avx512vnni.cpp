@@ -102,10 +102,12 @@ constexpr auto row_scores = scores_of_row<Format::kInt8>;
 }  // namespace
 
 const ScreenKernels kScreenAvx512Vnni = {
-    {Format::kInt16, RowLayout::kByChannel, kRows, kTile, kMostGroupTiles, centre, place<Format::kInt16, kRows, kTile>},
+    {Format::kInt16, RowLayout::kByChannel, kRows, kTile, kMostGroupTiles, centre,
+     place<Format::kInt16, kRows, kTile>},
     2, int16::screen};
 const ScreenKernels kScreenAvx512VnniInt8 = {
-    {Format::kInt8, RowLayout::kByChannel, kRows, kTile, kMostGroupTiles, centre, place<Format::kInt8, kRows, kTile>},
+    {Format::kInt8, RowLayout::kByChannel, kRows, kTile, kMostGroupTiles, centre,
+     place<Format::kInt8, kRows, kTile>},
     7, int8::screen};
 
 }  // namespace vqkern

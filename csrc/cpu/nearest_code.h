@@ -23,8 +23,8 @@ struct SearchCounts {
     int64_t scores;      // that the screens computed; rows in few channels need not meet all codes
 };
 
-// z [n][dim], codes [k][dim], both row-major, float or double; writes index [n] and distance [n], the squared
-// L2 distance or 1 - cosine. The cosine of a zero row with any code is 0, and it takes the first; a zero code is
+// z [n][dim], codes [k][dim], both row-major, float or double; writes index [n] and distance [n], squared
+// L2 distances or 1 - cosine. The cosine of a zero row with any code is 0, and it takes the first; a zero code is
 // taken only where all are zero.
 template <typename T>
 SearchCounts nearest_code(const T* z, const T* codes, int64_t n, int64_t k, int64_t dim, bool cosine,

@@ -2,10 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cfloat>
-#include <cmath>
-#include <memory>
-#include <numeric>
 #include <vector>
 
 #include "cells.h"
@@ -80,7 +76,7 @@ struct Search {
     // the rest is left to the screens.
     std::vector<int64_t> meet(std::vector<int64_t> ids, const CellKernels& kernels, double most_met,
                               SearchCounts& counts) const {
-        const Cells cells(screened, kernels, threads);
+        const Cells cells(screened, threads);
         const Packed packed(codebook, kernels, cells.order(), threads);
         const CellCodes codes = cells.codes(packed.codes());
         const int64_t n = static_cast<int64_t>(ids.size());
