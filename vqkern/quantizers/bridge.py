@@ -45,10 +45,9 @@ class VQBridge(Mapped):
             image and applies none; ``"dit"``, the released `qbridge.py`, also adds a fixed position
             and modulates every LayerNorm by a learned vector (adaLN-zero).
         start: ``"spread"`` starts with distinct codes of about unit variance, given raw codes of
-            about unit variance; ``"gathered"`` with the same variance, but the codes of a patch close
-            together, so that the gradient of one moves all of them its way and a patch that lies
-            where no feature is gets to where they are as a whole; ``"zero"`` is the released last
-            layer of zeros, all codes at the origin.
+            about unit variance; ``"gathered"`` with the same variance, but the codes of a patch
+            close together, so that the gradient of one moves all of them its way; ``"zero"`` is the
+            released last layer of zeros, all codes at the origin.
         scale: factor of the codes that ``"spread"`` and ``"gathered"`` start with.
 
     The keys of the state dict are those of the released checkpoints behind ``quantize.``.
@@ -150,7 +149,7 @@ class _Bridge(nn.Module):
             nn.init.normal_(last, std=scale * self.hidden**-0.5)
         if start == "gathered":
             with torch.no_grad():
-                maps = last.view(self.patch, -1, self.hidden)  # of every place in a patch
+                maps = last.view(-1, self.x_embedder.dim, self.hidden)  # of every place in a patch
                 maps.mul_(APART).add_(maps[:1].clone() * (1 / APART * (1 - APART**2) ** 0.5))
 
     def macs(self) -> int:
