@@ -73,6 +73,12 @@ LINEAR = (
     *("--quantizer.name", "linear"),
     *("--quantizer.options", "{commitment: 0.25, init: normal, scale: 0.6, start: identity}"),
 )
+LONG = ("--optim.steps", "3000", "--optim.warmup", "300")
+# Four channels, codes that start and move as the presets have it, 1,500 steps.
+PLAIN = (
+    *("--tokenizer.architecture.latent_dim", "4", "--quantizer.options", "{commitment: 0.25}"),
+    *("--optim.codebook_lr", "2e-3", "--optim.steps", "1500", "--optim.warmup", "150"),
+)
 RUNS = {
     "base": Run("photographs-base", early=(100,)),
     "stage-1": Run("photographs-stage-1", "base", (0,)),
@@ -87,8 +93,16 @@ RUNS = {
     "mgvq": Run("photographs-mgvq", early=(60,)),
     "vaevq": Run("photographs-vaevq", early=(60,)),
     # Early are the start and the ends of the warm-up and of the plateau; then the rates fall.
-    "fvq": Run("photographs-fvq", early=(0, 300, 900, 1800), **MANY),
-    "linear": Run("photographs-fvq", early=(0, 300, 900, 1800), more=LINEAR, **MANY),
+    "fvq": Run("photographs-fvq", early=(0, 60, 180, 360), **MANY),
+    "linear": Run("photographs-fvq", early=(0, 60, 180, 360), more=LINEAR, **MANY),
+    "fvq-long": Run("photographs-fvq", early=(0, 300, 900, 1800), more=LONG, **MANY),
+    "fvq-plain": Run("photographs-fvq", early=(150, 450, 900), more=PLAIN, **MANY),
+    "linear-plain": Run(
+        "photographs-fvq",
+        early=(150, 450, 900),
+        more=("--quantizer.name", "linear", *PLAIN),
+        **MANY,
+    ),
 }
 
 
