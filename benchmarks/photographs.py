@@ -8,8 +8,8 @@ steps named in RUNS; 0 is the tokenizer before the first step. quantization_erro
 of the held-out regions, as `vqkern eval` gives them; error_crops, utilization and perplexity of
 131,072 tokens of random crops that are neither held out nor those of the training. Rows go to
 results/photographs_cpu.csv; rows whose recipe, or that of the run they start from, is no longer the
-same are made anew. For fvq and linear, error and usage are over 64 tokens a code, and `reachable`
-is how many of as many codes these tokens use where codes are latents of yet other crops.
+same are made anew. For fvq, linear and their -2, error and usage are over 64 tokens a code, and
+`reachable` is how many of as many codes these tokens use where codes are latents of other crops.
 """
 
 from __future__ import annotations
@@ -68,7 +68,18 @@ class Run:
 
 
 MANY = {"tokens": 1 << 22, "reachable": True}
-LINEAR, LONG = ("--quantizer.name", "linear"), ("--optim.steps", "4000", "--optim.warmup", "400")
+LINEAR = ("--quantizer.name", "linear")
+# Two channels, codes that start among the latents, the bridge's by patches, and move slowly.
+TWO = (
+    *("--tokenizer.architecture.latent_dim", "2", "--optim.codebook_lr", "1e-4"),
+    *("--optim.steps", "600", "--optim.warmup", "60"),
+    *("--quantizer.options", "{commitment: 0.25, start: gathered, scale: 0.6}"),
+)
+LINEAR_TWO = (
+    *(*LINEAR, *TWO),
+    *("--quantizer.options", "{commitment: 0.25, init: normal, scale: 0.6, start: identity}"),
+)
+LONG = ("--optim.steps", "3000", "--optim.warmup", "300")
 RUNS = {
     "base": Run("photographs-base", early=(100,)),
     "stage-1": Run("photographs-stage-1", "base", (0,)),
@@ -82,11 +93,12 @@ RUNS = {
     "var": Run("photographs-var", early=(60,)),
     "mgvq": Run("photographs-mgvq", early=(60,)),
     "vaevq": Run("photographs-vaevq", early=(60,)),
-    # Early are the ends of the warm-up and of the plateau; then the rates fall.
+    # Early are the ends of the warm-up and of the plateau, then the rates fall; 0: the start.
     "fvq": Run("photographs-fvq", early=(150, 450, 900), **MANY),
     "linear": Run("photographs-fvq", early=(150, 450, 900), more=LINEAR, **MANY),
-    "fvq-long": Run("photographs-fvq", early=(1200,), more=LONG, **MANY),
-    "linear-long": Run("photographs-fvq", early=(1200,), more=(*LINEAR, *LONG), **MANY),
+    "fvq-2": Run("photographs-fvq", early=(0, 60, 180, 360), more=TWO, **MANY),
+    "linear-2": Run("photographs-fvq", early=(0, 60, 180, 360), more=LINEAR_TWO, **MANY),
+    "fvq-2-long": Run("photographs-fvq", early=(0, 300, 900, 1800), more=(*TWO, *LONG), **MANY),
 }
 
 

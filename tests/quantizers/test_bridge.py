@@ -145,6 +145,36 @@ def test_codes_start_distinct_and_well_conditioned(variant, init):
     assert not zero().any()
 
 
+@pytest.mark.parametrize("variant", ["paper", "vit", "dit"])
+def test_gathered_codes_start_beside_those_of_their_patch(variant):
+    torch.manual_seed(0)
+    bridge = VQBridge(Table(4096, 3), patch=16, variant=variant, start="gathered", scale=0.5)
+    codes = bridge().detach()
+    assert len(codes.unique(dim=0)) == 4096
+    assert 0.3 < codes.std() < 0.7
+    if variant == "paper":
+        patches = codes.view(-1, 16, 3)
+    else:  # squares of 4 x 4 in the 64 x 64 image of the codes
+        patches = codes.view(16, 4, 16, 4, 3).transpose(1, 2).reshape(-1, 16, 3)
+    assert 0.03 < patches.std(1).mean() < 0.07
+
+
+def test_the_gradient_of_a_gathered_code_moves_its_patch_its_way():
+    torch.manual_seed(0)
+    shares = {}
+    for start in ("spread", "gathered"):
+        bridge = VQBridge(Table(256, 3), patch=16, start=start)
+        before = bridge()
+        wanted = torch.tensor([1.0, 0.0, 0.0])
+        (before[40] @ wanted).backward()
+        with torch.no_grad():
+            raw = bridge.embedding.weight
+            raw += 0.1 * raw.grad / raw.grad.norm()
+        moved = ((bridge() - before) @ wanted)[32:48].detach()  # the patch of code 40
+        shares[start] = float((moved > 0).float().mean())
+    assert shares["gathered"] == 1.0 > shares["spread"]
+
+
 def test_one_code_moves_all():
     """The gradient of a single code reaches every raw code and every weight."""
     bridge = VQBridge(Table(40, 4), patch=4)
@@ -176,6 +206,7 @@ def test_a_deep_copy_is_independent():
     [
         ({"variant": "vid"}, "variant must be one of.*'vid'"),
         ({"start": "ones"}, "start must be one of.*'ones'"),
+        ({"scale": 0.0}, "scale must be a finite number above 0, got 0.0"),
         ({"patch": 0}, "patch must be a whole number of at least 1, got 0"),
         ({"hidden": 66}, "hidden must be a multiple of heads 4, got 66"),
         ({"variant": "vit", "patch": 4}, "square.*codebook_size 50 and patch 4"),

@@ -78,6 +78,26 @@ def test_initial_widths(init, width):
         assert float(weight.detach().abs().max()) <= 1 / 900
 
 
+def test_the_scale_is_a_factor_of_the_start():
+    tables = []
+    for scale in (1.0, 0.25):
+        torch.manual_seed(0)
+        tables.append(Table(30, 4, scale=scale).weight)
+    assert torch.equal(tables[0] * 0.25, tables[1])
+    for scale in (0, -1.0, float("inf"), True, "1"):
+        with pytest.raises(ValueError, match="scale must be a finite number above 0, got"):
+            Table(30, 4, scale=scale)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_starts_with_the_codes_it_maps(bias):
+    table = Table(30, 4)
+    assert torch.equal(Linear(table, bias=bias, start="identity")(), table.weight)
+    assert not torch.allclose(Linear(table, bias=bias)(), table.weight)
+    with pytest.raises(ValueError, match="start must be one of.*'zero'"):
+        Linear(table, start="zero")
+
+
 def test_they_nest():
     codes = Linear(Linear(Table(9, 4)))
     assert codes().shape == (9, 4) and codes.macs() == 2 * 9 * 16
@@ -95,6 +115,12 @@ def test_preset_options_reach_the_codes():
     assert len([p for p in q.parameters() if p.requires_grad]) == 2
     q = vqkern.build_quantizer("fvq", dim=4, codebook_size=64, variant="dit", hidden=16, depth=1)
     assert len(q.parametrisation.qbridge.blocks) == 1
+    q = vqkern.build_quantizer(
+        "linear", dim=4, codebook_size=900, init="normal", scale=0.5, start="identity"
+    )
+    assert 0.45 < float(q.codes.detach().std()) < 0.55
+    q = vqkern.build_quantizer("fvq", dim=4, codebook_size=900, start="gathered", scale=0.5)
+    assert 0.3 < float(q.codes.detach().std()) < 0.7
     with pytest.raises(ValueError, match="'simvq' has no option 'patch'; it has init, bias"):
         vqkern.build_quantizer("simvq", dim=4, codebook_size=9, patch=3)
     with pytest.raises(TypeError, match="load_codes needs a free table, this is Linear"):

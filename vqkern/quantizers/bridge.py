@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .codes import Mapped
+from .codes import Mapped, require_scale
 
 VARIANTS = ("paper", "vit", "dit")
-STARTS = ("spread", "zero")
+STARTS = ("spread", "gathered", "zero")
+APART = 0.1  # gathered codes of a patch from each other, over the codes' deviation
 EPS = 1e-6  # of the LayerNorms: codes that start at 1/K have variances of its size
 
 
@@ -44,8 +45,10 @@ class VQBridge(Mapped):
             image and applies none; ``"dit"``, the released `qbridge.py`, also adds a fixed position
             and modulates every LayerNorm by a learned vector (adaLN-zero).
         start: ``"spread"`` starts with distinct codes of about unit variance, given raw codes of
-            about unit variance; ``"zero"`` is the released last layer of zeros, all codes at the
-            origin.
+            about unit variance; ``"gathered"`` with the same variance, but the codes of a patch
+            close together, so that the gradient of one moves all of them its way; ``"zero"`` is the
+            released last layer of zeros, all codes at the origin.
+        scale: factor of the codes that ``"spread"`` and ``"gathered"`` start with.
 
     The keys of the state dict are those of the released checkpoints behind ``quantize.``.
 
@@ -64,10 +67,12 @@ class VQBridge(Mapped):
         mlp_ratio: float = 2.0,
         variant: str = "paper",
         start: str = "spread",
+        scale: float = 1.0,
     ) -> None:
         super().__init__(embedding)
         _require_choice("variant", variant, VARIANTS)
         _require_choice("start", start, STARTS)
+        require_scale(scale)
         if hidden is None:
             hidden = -(-max(64, self.dim) // heads) * heads
         patch = default_patch(self.num_codes) if patch is None else patch
@@ -81,7 +86,7 @@ class VQBridge(Mapped):
         self.patch = patch
         self.variant = variant
         self.qbridge = _Bridge(self, hidden, depth, heads, int(hidden * mlp_ratio))
-        self.qbridge.initialise(start)
+        self.qbridge.initialise(start, scale)
 
     def forward(self) -> Tensor:
         """The codes [K, dim]."""
@@ -125,7 +130,7 @@ class _Bridge(nn.Module):
             x = block(x, condition)
         return self.x_embedder.unpatchify(self.final_layer(x, condition))
 
-    def initialise(self, start: str) -> None:
+    def initialise(self, start: str, scale: float) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -141,7 +146,11 @@ class _Bridge(nn.Module):
         if start == "zero":
             nn.init.zeros_(last)
         else:  # a token has unit variance in every channel; so then has a code
-            nn.init.normal_(last, std=self.hidden**-0.5)
+            nn.init.normal_(last, std=scale * self.hidden**-0.5)
+        if start == "gathered":
+            with torch.no_grad():
+                maps = last.view(-1, self.x_embedder.dim, self.hidden)  # of every place in a patch
+                maps.mul_(APART).add_(maps[:1].clone() * (1 / APART * (1 - APART**2) ** 0.5))
 
     def macs(self) -> int:
         embed = self.x_embedder.proj.weight.numel()

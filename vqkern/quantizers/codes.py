@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 INITS = ("normal", "scaled", "uniform")
+LINEAR_STARTS = ("random", "identity")
 
 
 class Parametrisation(Protocol):
@@ -35,19 +36,26 @@ class Table(nn.Module):
         dim: channels of a code.
         init: ``"normal"`` draws N(0, I); ``"scaled"`` draws N(0, I / dim), as SimVQ does;
             ``"uniform"`` draws from (-1/K, 1/K), as the first VQGANs did.
+        scale: factor of what is drawn.
+
+    Raises:
+        ValueError: a value is out of range, or the start is unknown.
     """
 
-    def __init__(self, num_codes: int, dim: int, *, init: str = "normal") -> None:
+    def __init__(
+        self, num_codes: int, dim: int, *, init: str = "normal", scale: float = 1.0
+    ) -> None:
         super().__init__()
         if num_codes < 1:
             raise ValueError(f"codebook_size must be at least 1, got {num_codes}")
         if init not in INITS:
             raise ValueError(f"init must be one of {INITS}, got {init!r}")
+        require_scale(scale)
         if init == "uniform":
             weight = (torch.rand(num_codes, dim) * 2 - 1) / num_codes
         else:
             weight = torch.randn(num_codes, dim) * (dim**-0.5 if init == "scaled" else 1)
-        self.weight = nn.Parameter(weight)
+        self.weight = nn.Parameter(weight * scale)
 
     @property
     def num_codes(self) -> int:
@@ -100,11 +108,22 @@ class Linear(Mapped):
     Args:
         embedding: E; pass ``Table(...).requires_grad_(False)`` for SimVQ.
         bias: b, there in the released code of SimVQ.
+        start: of W: ``"random"`` is that of `nn.Linear`, as released; ``"identity"`` starts with
+            the codes E.
+
+    Raises:
+        ValueError: the start is unknown.
     """
 
-    def __init__(self, embedding: nn.Module, *, bias: bool = True) -> None:
+    def __init__(self, embedding: nn.Module, *, bias: bool = True, start: str = "random") -> None:
         super().__init__(embedding)
+        if start not in LINEAR_STARTS:
+            raise ValueError(f"start must be one of {LINEAR_STARTS}, got {start!r}")
         self.embedding_proj = nn.Linear(self.dim, self.dim, bias=bias)
+        if start == "identity":
+            nn.init.eye_(self.embedding_proj.weight)
+            if bias:
+                nn.init.zeros_(self.embedding_proj.bias)
 
     def forward(self) -> Tensor:
         """The codes [K, dim]."""
@@ -140,3 +159,10 @@ class MLP5(Mapped):
     def macs(self) -> int:
         """5 K D^2 and those of the embedding."""
         return self.embedding.macs() + 5 * self.num_codes * self.dim**2
+
+
+def require_scale(scale: float) -> None:
+    """A scale must be a finite number above 0."""
+    number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
+    if not number or not 0 < scale < float("inf"):
+        raise ValueError(f"scale must be a finite number above 0, got {scale!r}")

@@ -138,10 +138,18 @@ def simvq(
 
 
 def linear(
-    *, dim: int, codebook_size: int, init: str = "scaled", bias: bool = True, **options
+    *,
+    dim: int,
+    codebook_size: int,
+    init: str = "scaled",
+    scale: float = 1.0,
+    bias: bool = True,
+    start: str = "random",
+    **options,
 ) -> VectorQuantizer:
     """A table behind a linear map, both trained (VQGAN-LC; FVQ's baseline)."""
-    return _compose(Linear(Table(codebook_size, dim, init=init), bias=bias), **options)
+    table = Table(codebook_size, dim, init=init, scale=scale)
+    return _compose(Linear(table, bias=bias, start=start), **options)
 
 
 def mlp(*, dim: int, codebook_size: int, init: str = "normal", **options) -> VectorQuantizer:
@@ -159,6 +167,7 @@ def fvq(
     depth: int = 2,
     variant: str = "paper",
     start: str = "spread",
+    scale: float = 1.0,
     **options,
 ) -> VectorQuantizer:
     """FVQ: a table behind VQBridge, both trained; the released start is ``init="uniform",
@@ -170,6 +179,7 @@ def fvq(
         depth=depth,
         variant=variant,
         start=start,
+        scale=scale,
     )
     return _compose(codes, **options)
 
