@@ -100,6 +100,11 @@ MUTANTS = [
         "a code that may be as near as the best one is not looked at",
     ),
     Mutant(
+        "widths-next-to-nothing", "search", CPU + "cells.cpp",
+        "!(width < kInfinity && per_width < kInfinity)", "!(width < kInfinity)",
+        "codes next to equal fall into a bucket that is not there",
+    ),
+    Mutant(
         "first-cell-alone-looked-at", "search", CPU + "cells.inc",
         "                    look_again(cell, which[first + i]);\n", "                    break;\n",
         "a row's nearest code is sought in its home alone",
@@ -163,7 +168,7 @@ MUTANTS = [
         "on the matrix unit, steps of fewer than 64 channels read codes from further on",
     ),
     Mutant(
-        "int8-shift-dropped", "search", CPU + "search.h",
+        "int8-shift-dropped", "search", CPU + "row_chunk.h",
         "panel.shift[r] = 128 * packer_.sum(r);", "panel.shift[r] = 0;",
         "scores keep what the codes' offset of 128 adds",
     ),
@@ -178,13 +183,13 @@ MUTANTS = [
         "a one-hot vector does not fit 16 bits",
     ),
     Mutant(
-        "scale-of-the-first-panel", "search", CPU + "search.h",
-        "packer_.place(0, count, panel.scale, panel_rows(p));",
-        "packer_.place(0, count, panels_[0].panel.scale, panel_rows(p));",
+        "scale-of-the-first-panel", "search", CPU + "row_chunk.h",
+        "packer_.place(0, count, panel.scale, rows(p));",
+        "packer_.place(0, count, panels_[0].panel.scale, rows(p));",
         "later panels are rounded in units of the first",
     ),
     Mutant(
-        "row-offset-in-32-bits", "search", CPU + "search.h",
+        "row-offset-in-32-bits", "search", CPU + "row_chunk.h",
         "screened_.z + ids[r] * codebook.dim;",
         "screened_.z + static_cast<int32_t>(ids[r] * codebook.dim);",
         "rows beyond 2^31 elements are read elsewhere",
@@ -200,7 +205,7 @@ MUTANTS = [
         "float32 stand-ins of float64 vectors count as those",
     ),
     Mutant(
-        "kappa-dropped", "search", CPU + "search.h",
+        "kappa-dropped", "search", CPU + "row_chunk.h",
         "slope = packed_.kappa() * norm;", "slope = 0.0;",
         "the rounding of float32 sums is not in the bound",
     ),
@@ -217,7 +222,7 @@ MUTANTS = [
     ),
     Mutant(
         "block-skips-a-group", "search", CPU + "search.h",
-        "packed_.groups(); group += block)", "packed_.groups(); group += block + 1)",
+        "packed.groups(); group += block)", "packed.groups(); group += block + 1)",
         "the first group after a block is not screened",
     ),
     Mutant(
@@ -271,7 +276,7 @@ MUTANTS = [
     ),
     Mutant(
         "row-not-finite-searched", "search", CPU + "nearest_code.cpp",
-        "if (finite_row(z + i * dim, dim)) {", "if (finite_row(z + i * dim, dim - 1)) {",
+        "= finite_row(z + i * dim, dim);", "= finite_row(z + i * dim, dim - 1);",
         "rows with NaN or infinity in the last channel get an index",
     ),
     Mutant(

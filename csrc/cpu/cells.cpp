@@ -13,6 +13,7 @@ constexpr int64_t kRowsPerLevel = 384;  // fewer rows do not earn what halving t
 constexpr int64_t kSampledRows = 32, kSampledCodes = 256;
 // With codes at this squared distance, in variances of a halved channel, a row reaches all cells, about.
 constexpr double kNear = 6.0;
+constexpr double kLeastSpread = 0x1p-90, kMostSpread = 0x1p90;
 constexpr int64_t kSpreadSample = 128;
 constexpr int64_t kTaskSize = 2048;
 constexpr int kBuckets = 256;
@@ -25,9 +26,12 @@ int levels_of(int64_t cells) {
     return levels;
 }
 
-float squared_distance(const float* a, const float* b, int64_t dim) {
-    float sum = 0.0f;
-    for (int64_t d = 0; d < dim; ++d) sum += (a[d] - b[d]) * (a[d] - b[d]);
+double squared_distance(const float* a, const float* b, int64_t dim) {
+    double sum = 0.0;
+    for (int64_t d = 0; d < dim; ++d) {
+        const double apart = static_cast<double>(a[d]) - static_cast<double>(b[d]);
+        sum += apart * apart;
+    }
     return sum;
 }
 
@@ -65,12 +69,12 @@ void split(Keyed* from, Keyed* middle, Keyed* to, std::vector<Keyed>& spare) {
         least = std::min(least, k->key);
         most = std::max(most, k->key);
     }
-    const float width = (most - least) / kBuckets;
-    if (count < 4 * kBuckets || !(width > 0.0f && width < kInfinity)) {
+    // Neither may overflow: the one where keys are far apart, the other where they are next to equal.
+    const float width = (most - least) / kBuckets, per_width = 1.0f / width;
+    if (count < 4 * kBuckets || !(width < kInfinity && per_width < kInfinity)) {
         std::nth_element(from, middle, to, less);
         return;
     }
-    const float per_width = 1.0f / width;
     const auto bucket = [=](const Keyed& k) {
         return std::min(static_cast<int>((k.key - least) * per_width), kBuckets - 1);
     };
@@ -78,7 +82,7 @@ void split(Keyed* from, Keyed* middle, Keyed* to, std::vector<Keyed>& spare) {
     for (const Keyed* k = from; k < to; ++k) sizes[bucket(*k)] += 1;
     int64_t before = 0;
     int middling = 0;
-    while (before + sizes[middling] < middle - from) before += sizes[middling++];
+    while (before + sizes[middling] <= middle - from) before += sizes[middling++];
     // Those before the middle's bucket stay in front, the others move behind.
     std::copy(from, to, spare.begin());
     Keyed* places[3] = {from, from + before, from + before + sizes[middling]};
@@ -104,10 +108,10 @@ bool Cells::pay(const Screened& screened, const std::vector<int64_t>& ids, doubl
         if (all_finite(code, dim)) codes.push_back(code);
     }
     if (codes.empty()) return false;
-    std::vector<float> nearest;
+    std::vector<double> nearest;
     for (int64_t i = 0; i < kSampledRows; ++i) {
         const float* row = screened.z + ids[i * n / kSampledRows] * dim;
-        float least = kInfinity;
+        double least = kInfinity;
         for (const float* code : codes) least = std::min(least, squared_distance(row, code, dim));
         nearest.push_back(least);
     }
@@ -124,6 +128,8 @@ bool Cells::pay(const Screened& screened, const std::vector<int64_t>& ids, doubl
     const int64_t halved = std::min<int64_t>(levels, dim);
     double spread = 0.0;
     for (int64_t d = 0; d < halved; ++d) spread += variances[d] / halved;
+    // Boxes are measured in float32, and their squared distances must not leave it.
+    if (!(spread > kLeastSpread && spread < kMostSpread)) return false;
     // Distances shrink as the sample grows to all codes, as a ball's radius does with its volume.
     const double rest = std::pow(static_cast<double>(codes.size()) / k, 2.0 / dim);
     return nearest[kSampledRows / 2] * rest < most_met * kNear * spread;

@@ -2,8 +2,8 @@
 //
 // The codes are halved at the median of their widest channel, and the halves again, until each part is a
 // cell of at most kCellCodes. A row at distance r from some code has its nearest one in no cell whose
-// bounding box is farther away than r. In eight channels that leaves a tenth of 256 cells for Gaussian
-// rows, and 4 % of 1,024; in sixteen more than half of them.
+// bounding box is farther away than r. In eight channels that leaves about a tenth of 256 cells for
+// Gaussian rows, and 4 % of 1,024; in sixteen more than half of them.
 //
 // Rows are sorted by the cell that they fall into, their home, and go in chunks of neighbours: each against
 // its home, which gives it a reach, then the cells in reach among those that share a block with the home,

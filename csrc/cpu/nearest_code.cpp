@@ -157,10 +157,13 @@ SearchCounts nearest_code(const T* z, const T* codes, int64_t n, int64_t k, int6
                           const SearchKernels& kernels) {
     SearchCounts counts = {0, 0, 0, 0, 0};
     threads = std::max(1, threads);
+    std::vector<uint8_t> finite(n);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t i = 0; i < n; ++i) finite[i] = finite_row(z + i * dim, dim);
     std::vector<int64_t> rows;
     rows.reserve(n);
     for (int64_t i = 0; i < n; ++i) {
-        if (finite_row(z + i * dim, dim)) {
+        if (finite[i]) {
             rows.push_back(i);
             continue;
         }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "cells.h"
@@ -15,9 +16,9 @@ namespace vqkern {
 constexpr int64_t kBlockBytes = 256 << 10;  // codes that stay in the second-level cache
 constexpr int64_t kMostRows = 768;  // rows that share one pass over the codes
 
-constexpr int64_t kProbedRows = 192;
+constexpr int64_t kProbedRows = 192, kProbedRowsInCells = 64;
 // Rows that reach more of the cells than this are screened against all codes, by integers or by float32.
-constexpr double kMostMet = 0.3, kMostMetByFloats = 0.6;
+constexpr double kMostMet = 0.3, kMostMetByFloats = 0.6, kMostMetAfterScreen = 0.9;
 constexpr int64_t kScanBlock = 64;  // codes measured for one row after the other
 // So few rows are measured against all codes in less time than it takes to pack those.
 constexpr int64_t kFewRows = 2;
@@ -58,12 +59,13 @@ struct Search {
         const int64_t n = static_cast<int64_t>(ids.size());
         std::vector<int64_t> rest;
         int64_t begin = 0;
-        if (n >= 32 * kProbedRows && !last) {
+        if (n >= 16 * kProbedRows && !last) {
             begin = kProbedRows;
             const int64_t before = counts.candidates;
             share_out(packed, ids.data(), begin, kMostRows, against_all, rest, counts);
             const double measured = static_cast<double>(counts.candidates - before) / begin;
-            if (measured * (64 + codebook.dim) > codebook.k * codebook.dim / 64.0) {
+            const bool undecided = 2 * static_cast<int64_t>(rest.size()) > begin;
+            if (undecided || measured * (64 + codebook.dim) > codebook.k * codebook.dim / 64.0) {
                 rest.insert(rest.end(), ids.begin() + begin, ids.end());
                 return rest;
             }
@@ -99,7 +101,9 @@ struct Search {
         };
         int64_t begin = 0;
         if (n >= 32 * kProbedRows) {
-            begin = kProbedRows;
+            begin = kProbedRowsInCells;
+            // Rows from everywhere: neighbours in a batch are often alike.
+            for (int64_t i = 0; i < begin; ++i) std::swap(ids[i], ids[i * (n / begin)]);
             const int64_t before = counts.scores;
             meet_part(0, begin);
             if (counts.scores - before > most_met * begin * codebook.k) {
@@ -191,9 +195,8 @@ void search_rows(std::vector<int64_t> rows, const Measure& measure, const Screen
     const int64_t dim = screened.dim;
     const bool floats = kernels.screens.front()->format == Format::kFloat32;
     const double most_met = floats ? kMostMetByFloats : kMostMet;
-    if (kernels.cells != nullptr && Cells::pay(screened, rows, most_met)) {
-        rows = search.meet(std::move(rows), *kernels.cells, most_met, counts);
-    }
+    bool cells = kernels.cells != nullptr && Cells::pay(screened, rows, most_met);
+    if (cells) rows = search.meet(std::move(rows), *kernels.cells, most_met, counts);
     std::vector<const ScreenKernels*> fitting;
     for (const ScreenKernels* screen : kernels.screens) {
         const bool fits = dim >= screen->least_dim && dim <= most_channels(screen->format);
@@ -202,8 +205,14 @@ void search_rows(std::vector<int64_t> rows, const Measure& measure, const Screen
         if (fits && !again) fitting.push_back(screen);
     }
     for (const ScreenKernels* screen : fitting) {
-        if (static_cast<int64_t>(rows.size()) <= kFewRows) break;
+        const size_t before = rows.size();
+        if (static_cast<int64_t>(before) <= kFewRows) break;
         rows = search.screen(rows, *screen, screen == fitting.back(), counts);
+        // Where the cheapest screen gives up, as in tight clusters, many cells are better than the others.
+        if (cells && 2 * rows.size() > before) {
+            rows = search.meet(std::move(rows), *kernels.cells, kMostMetAfterScreen, counts);
+        }
+        cells = false;
     }
     if (!rows.empty()) search.scan(rows, counts);
 }

@@ -80,6 +80,45 @@ def test_a_few_rows_and_codes_are_far_out_or_not_finite(kernel):
 
 
 @pytest.mark.parametrize("kernel", CPU_KERNELS)
+@pytest.mark.parametrize("scale", [1e-37, 1e-41, 1e-22, 1e16, 1e30])
+def test_scales_that_boxes_cannot_measure(kernel, scale):
+    whole = torch.randint(-9, 10, (ROWS + CODES, 3)).float()
+    z, codes = (whole * scale).split([ROWS, CODES])
+    index, _, _ = native.search(z, codes, kernel)
+    expected, _ = lattice_oracle(whole[:ROWS][SOME], whole[ROWS:])
+    if scale >= 1e-22:  # smaller multiples are rounded, and no longer a lattice
+        # So are these, in the last place: another code may be as near.
+        unit = whole.double()
+        apart = (unit[:ROWS][SOME] - unit[ROWS:][index[SOME]]).square().sum(-1)
+        least = (unit[:ROWS][SOME] - unit[ROWS:][expected]).square().sum(-1)
+        assert torch.equal(apart, least)
+    else:
+        assert_no_regret(z[SOME] * 2.0**100, codes * 2.0**100, index[SOME])
+
+
+@pytest.mark.parametrize("kernel", CPU_KERNELS)
+def test_half_of_the_codes_have_decayed(kernel):
+    z, codes = torch.randn(ROWS, 3), torch.randn(CODES, 3)
+    codes[::2] *= 1e-39
+    index, _, _ = native.search(z, codes, kernel)
+    assert_no_regret(z[SOME], codes, index[SOME])
+
+
+def test_tight_clusters_are_met_in_cells_after_all():
+    generator = torch.Generator().manual_seed(1)
+    centres = 20 * torch.randn(2, 32, generator=generator)
+
+    def near(n):
+        which = torch.randint(2, (n,), generator=generator)
+        return centres[which] + torch.randn(n, 32, generator=generator)
+
+    z, codes = near(6_200), near(CODES)  # enough rows for every probe
+    index, _, counts = native.search(z, codes)
+    assert_no_regret(z[:300], codes, index[:300])
+    assert counts["scores"] < 0.7 * len(z) * CODES
+
+
+@pytest.mark.parametrize("kernel", CPU_KERNELS)
 def test_duplicated_codes_give_the_lowest_index(kernel):
     half = torch.randn(CODES // 2, 3)
     index, _, counts = native.search(torch.randn(ROWS, 3), half.repeat(2, 1), kernel)
