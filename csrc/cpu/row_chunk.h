@@ -30,14 +30,11 @@ class RowChunk {
           packer_(packed.codebook(), kernels_, true, kernels_.rows),
           panels_(new RowPanel<Measure>[capacity / kernels_.rows]) {}
 
-    // Packs the finite rows `ids`; returns how many panels they fill.
-    int64_t pack(const int64_t* ids, int64_t count) {
-        const int64_t panels = (count + kernels_.rows - 1) / kernels_.rows;
-        for (int64_t p = 0; p < panels; ++p) {
-            const int64_t first = p * kernels_.rows;
+    // Packs the finite rows `ids` in as many panels as they fill.
+    void pack(const int64_t* ids, int64_t count) {
+        for (int64_t p = 0, first = 0; first < count; ++p, first += kernels_.rows) {
             pack_panel(p, ids + first, std::min<int64_t>(kernels_.rows, count - first));
         }
-        return panels;
     }
 
     Panel& panel(int64_t p) { return panels_[p].panel; }

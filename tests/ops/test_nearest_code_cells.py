@@ -98,10 +98,11 @@ def test_scales_that_boxes_cannot_measure(kernel, scale):
 
 @pytest.mark.parametrize("kernel", CPU_KERNELS)
 def test_half_of_the_codes_have_decayed(kernel):
-    z, codes = torch.randn(ROWS, 3), torch.randn(CODES, 3)
-    codes[::2] *= 1e-39
-    index, _, _ = native.search(z, codes, kernel)
+    z, codes = 1 + torch.randn(ROWS, 3).abs(), 1 + torch.randn(CODES, 3).abs()
+    codes[: CODES // 2] = 1e-39 * torch.randn(CODES // 2, 3)  # whole parts are of these alone
+    index, _, counts = native.search(z, codes, kernel)
     assert_no_regret(z[SOME], codes, index[SOME])
+    assert_cells(counts)
 
 
 def test_tight_clusters_are_met_in_cells_after_all():
