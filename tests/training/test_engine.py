@@ -1,5 +1,6 @@
 """The training loop: what moves, what is skipped, what stops it, and what it says."""
 
+import copy
 import errno
 import json
 import os
@@ -15,9 +16,12 @@ from PIL import Image
 from vqkern.cli import main
 from vqkern.tokenizers import from_pretrained
 from vqkern.training import checkpoint, engine
-from vqkern.training.config import from_mapping
+from vqkern.training.batches import training_samples
+from vqkern.training.build import build_tokenizer_of
+from vqkern.training.config import from_mapping, to_mapping
 from vqkern.training.engine import Result, rate_factor, train
 from vqkern.training.recipe import OptimSettings, Recipe
+from vqkern.training.state import State, check_same_recipe
 from vqkern.training.trained import Trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -275,6 +279,27 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"run.seed: 0, now 1"):
         train(recipe(optim={"steps": 2}, run={"seed": 1}), tmp_path / "run")
     train(recipe(optim={"steps": 2}, data={"workers": 1}, run={"keep": 1}), tmp_path / "run")
+
+
+def test_a_checkpoint_older_than_a_setting_has_its_default():
+    now = to_mapping(recipe())
+    then = copy.deepcopy(now)
+    del then["optim"]["codebook_weight_decay"], then["loss"]["adversarial"]["weight_decay"]
+    check_same_recipe(Path("step"), then, now)
+    now["optim"]["codebook_weight_decay"] = 0.5
+    with pytest.raises(ValueError, match="optim.codebook_weight_decay: 0.0, now 0.5"):
+        check_same_recipe(Path("step"), then, now)
+
+
+def test_weight_decay_of_the_codes_is_that_of_the_quantizer_alone():
+    optim = {"lr": 1e-3, "codebook_lr": 1e-2, "weight_decay": 0.1, "codebook_weight_decay": 3.0}
+    chosen = recipe(optim=optim)
+    tokenizer = build_tokenizer_of(chosen, training_samples(chosen.data, 0))
+    state = State(chosen, Trained(tokenizer, chosen.trainer), torch.device("cpu"))
+    networks, codes = state.optimizer.param_groups
+    assert (networks["lr"], networks["weight_decay"]) == (1e-3, 0.1)
+    assert (codes["lr"], codes["weight_decay"]) == (1e-2, 3.0)
+    assert {id(p) for p in codes["params"]} == {id(p) for p in tokenizer.quantizer.parameters()}
 
 
 def test_sample_grids_leave_the_training_as_it_is(tmp_path):

@@ -43,15 +43,17 @@ def over_shifts(
     symbol: str,
     axis: str,
     title: str,
+    settings_of: Callable[[str, float], str] = lambda method, shift: method,
 ) -> Experiment:
     """The experiment whose cells are `methods` x shifts.
 
     Args:
-        methods: of `moving.METHODS`.
+        methods: of `moving.METHODS`, or names that `settings_of` knows.
         features: shift, D -> what draws features.
         paper: -> the published rows, with `method`, `shift`, `error` and `utilization`.
         symbol, axis: the shift in the table's head and on the plot.
         title: of the plot.
+        settings_of: method, shift -> which of `moving.METHODS` that method is at that shift.
     """
 
     def cells(settings: Shifts) -> list[Cell]:
@@ -59,7 +61,8 @@ def over_shifts(
 
     def measure(settings: Shifts, cell: Cell, work: Work) -> Row:
         moving = settings.moving
-        return move_codes(cell["method"], features(cell["shift"], moving.dim), moving, work)
+        method, shift = cell["method"], cell["shift"]
+        return move_codes(settings_of(method, shift), features(shift, moving.dim), moving, work)
 
     return Experiment(
         name=name,
@@ -99,7 +102,7 @@ def beside_published(rows: list[Row], paper: list[dict], symbol: str) -> str:
 
 def published_name(method: str) -> str:
     """The published method that one of ours, or a variant, stands beside."""
-    return method.removeprefix("ours-").removesuffix("-w1")
+    return method.removeprefix("ours-").removesuffix("-logged")
 
 
 def _error(value: float | None) -> str | None:

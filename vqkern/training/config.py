@@ -73,6 +73,18 @@ def to_yaml(recipe: Recipe) -> str:
     return _yaml().safe_dump(to_mapping(recipe), sort_keys=False)
 
 
+def with_defaults(cls: type, described: dict) -> dict:
+    """A saved recipe with the defaults of the keys that are younger than it."""
+    found, hints = dict(described), typing.get_type_hints(cls)
+    for entry in dataclasses.fields(cls):
+        value = found.get(entry.name)
+        if dataclasses.is_dataclass(hints[entry.name]) and isinstance(value, dict):
+            found[entry.name] = with_defaults(hints[entry.name], value)
+        elif entry.name not in found and entry.default is not dataclasses.MISSING:
+            found[entry.name] = _plain(entry.default)
+    return found
+
+
 def differences(old: dict, new: dict, where: str = "") -> list[str]:
     """`optim.lr: 0.1, now 0.2` for every value in which two recipes differ."""
     found = []

@@ -130,7 +130,9 @@ class OptimSettings:
     Attributes:
         steps: Optimizer steps.
         lr: Peak rate of encoder and decoder. codebook_lr: Peak rate of the quantizer's parameters,
-            a group of its own without weight decay; None: `lr`.
+            a group of its own; None: `lr`.
+        weight_decay: Of encoder and decoder. codebook_weight_decay: Of the quantizer's parameters,
+            a pull of codes to the origin; by it, codes beyond the edge of the latents come back.
         warmup: Steps over which rates rise linearly from 0. hold: Fraction of all steps after which
             they begin to fall. shape: How they fall, constant, linear or cosine. final: Fraction
             of the peak at which they end.
@@ -145,6 +147,7 @@ class OptimSettings:
     codebook_lr: float | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
+    codebook_weight_decay: float = 0.0
     warmup: int = 0
     hold: float = 0.0
     shape: str = "linear"
@@ -247,6 +250,7 @@ def _check_numbers(recipe: Recipe) -> None:
         ("optim.lr", optim.lr),
         ("optim.codebook_lr", optim.codebook_lr),
         ("optim.weight_decay", optim.weight_decay),
+        ("optim.codebook_weight_decay", optim.codebook_weight_decay),
         ("optim.clip", optim.clip),
         ("loss.pixel_weight", recipe.loss.pixel_weight),
         ("loss.quantizer_weight", recipe.loss.quantizer_weight),

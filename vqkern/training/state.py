@@ -19,7 +19,7 @@ from vqkern.losses import (
     load_vit,
 )
 from vqkern.training.checkpoint import described_in, names_in, read_checkpoint
-from vqkern.training.config import differences, to_mapping
+from vqkern.training.config import differences, to_mapping, with_defaults
 from vqkern.training.ranks import random_state, seed_rank, set_random_state
 from vqkern.training.recipe import AdversarialSettings, Recipe
 from vqkern.training.trained import Trained
@@ -54,8 +54,7 @@ class State:
         self.optimizer = _adamw(
             [
                 (model.networks(), optim.lr, optim.weight_decay),
-                # Weight decay would pull codes to the origin, away from the features.
-                (model.code_parameters(), code_rate, 0.0),
+                (model.code_parameters(), code_rate, optim.codebook_weight_decay),
             ],
             optim.betas,
         )
@@ -227,6 +226,7 @@ def build_adversary(
 
 def check_same_recipe(path: Path, old: dict, new: dict) -> None:
     """Raises ValueError unless two recipes differ in nothing but what a resumed run may change."""
+    old = with_defaults(Recipe, old)
     found = [d for d in differences(old, new) if not d.startswith(FREE)]
     if found:
         raise ValueError(
