@@ -58,7 +58,7 @@ void moments(const float* x, const bool* valid, int64_t batch, int64_t n, int64_
     {
         Doubles block(kBlockRows * padded);
         const float* rows[kBlockRows];
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
         for (int64_t task = 0; task < batch * parts; ++task) {
             const int64_t b = task / parts, part = task % parts;
             const int64_t stop = std::min(n, (part + 1) * part_rows);
