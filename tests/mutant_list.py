@@ -78,7 +78,7 @@ MUTANTS = [
     ),
     Mutant(
         "reach-of-half", "search", CPU + "row_panel.h",
-        "std::max(row.squared + 2 * upper, 0.0)", "std::max(row.squared + 2 * upper, 0.0) / 4",
+        "std::max(squared_[r] + 2 * upper, 0.0)", "std::max(squared_[r] + 2 * upper, 0.0) / 4",
         "only cells within half of a row's distance are met",
     ),
     Mutant(
@@ -95,8 +95,8 @@ MUTANTS = [
     ),
     Mutant(
         "cells-without-slack", "search", CPU + "cells.inc",
-        "const float limit = upper + (__builtin_fabsf(upper) * 0x1p-20f + slack);",
-        "const float limit = upper - (__builtin_fabsf(upper) * 0x1p-20f + slack);",
+        "const float limit = lifted_[which[first + i]] + slack;",
+        "const float limit = lifted_[which[first + i]] - slack;",
         "a code that may be as near as the best one is not looked at",
     ),
     Mutant(

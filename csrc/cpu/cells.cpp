@@ -16,7 +16,7 @@ constexpr double kNear = 6.0;
 constexpr double kLeastSpread = 0x1p-90, kMostSpread = 0x1p90;
 constexpr int64_t kSpreadSample = 128;
 constexpr int64_t kTaskSize = 2048;
-constexpr int kBuckets = 256;
+constexpr int64_t kMostBuckets = 256, kKeysABucket = 8;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -69,16 +69,17 @@ void split(Keyed* from, Keyed* middle, Keyed* to, std::vector<Keyed>& spare) {
         least = std::min(least, k->key);
         most = std::max(most, k->key);
     }
+    const int buckets = static_cast<int>(std::min(count / kKeysABucket, kMostBuckets));
     // Neither may overflow: the one where keys are far apart, the other where they are next to equal.
-    const float width = (most - least) / kBuckets, per_width = 1.0f / width;
-    if (count < 4 * kBuckets || !(width < kInfinity && per_width < kInfinity)) {
+    const float width = (most - least) / buckets, per_width = 1.0f / width;
+    if (buckets < 2 || !(width < kInfinity && per_width < kInfinity)) {
         std::nth_element(from, middle, to, less);
         return;
     }
     const auto bucket = [=](const Keyed& k) {
-        return std::min(static_cast<int>((k.key - least) * per_width), kBuckets - 1);
+        return std::min(static_cast<int>((k.key - least) * per_width), buckets - 1);
     };
-    int64_t sizes[kBuckets] = {};
+    int64_t sizes[kMostBuckets] = {};
     for (const Keyed* k = from; k < to; ++k) sizes[bucket(*k)] += 1;
     int64_t before = 0;
     int middling = 0;

@@ -25,7 +25,7 @@ class RowPanel final : public Hits {
         measure_ = &measure;
         Row& row = rows_[r];  // whose candidates may stay as they are
         row.nearest = Nearest<Measure>(measure, id);
-        row.squared = squared;
+        squared_[r] = squared;
         row.measured = 0;
         row.held = 0;
         row.overflowed = false;
@@ -49,9 +49,9 @@ class RowPanel final : public Hits {
         const double unit = codebook_->scale * codebook_->scale;
         const double squared = row.nearest.squared() * unit;
         const double rounding =
-            ((codebook_->dim + 8) * 0x1p-52 + 4 * codebook_->relative) * (squared + row.squared) +
+            ((codebook_->dim + 8) * 0x1p-52 + 4 * codebook_->relative) * (squared + squared_[r]) +
             codebook_->absolute * unit;
-        const double score = (squared - row.squared) / 2 + rounding;
+        const double score = (squared - squared_[r]) / 2 + rounding;
         // Four units in the last place keep later float32 sums with this bound on the safe side.
         const float upper = round_up(score + std::fabs(score) * 0x1p-22);
         panel.upper[r] = std::min(panel.upper[r], upper);
@@ -76,15 +76,14 @@ class RowPanel final : public Hits {
     }
 
     float reach(int r) override {
-        const Row& row = rows_[r];
         constexpr float kInfinity = __builtin_inff();
         if (panel.upper[r] == -FLT_MAX) return -1.0f;
         if (panel.upper[r] == FLT_MAX) return kInfinity;
         // Half of |z - e|^2 is the score and half of |z - c|^2.
         const double upper = panel.upper[r];
         const double rounding =
-            ((codebook_->dim + 8) * 0x1p-52 + 10 * codebook_->relative) * (row.squared + std::fabs(upper));
-        const double squared = std::max(row.squared + 2 * upper, 0.0) + 4 * rounding;
+            ((codebook_->dim + 8) * 0x1p-52 + 10 * codebook_->relative) * (squared_[r] + std::fabs(upper));
+        const double squared = std::max(squared_[r] + 2 * upper, 0.0) + 4 * rounding;
         // The squared distance of a box is a sum of dim rounded squares.
         const double most = squared * codebook_->unscale * (1 + (codebook_->dim + 8) * 0x1p-22) +
                             4 * codebook_->absolute + 0x1p-120;
@@ -109,7 +108,6 @@ class RowPanel final : public Hits {
     };
     struct Row {
         Nearest<Measure> nearest;
-        double squared = 0.0;  // |z - c|^2
         int64_t measured = 0;
         int held = 0;
         bool overflowed = false;
@@ -127,6 +125,7 @@ class RowPanel final : public Hits {
     const Packed* packed_ = nullptr;
     const Codebook* codebook_ = nullptr;
     const Measure* measure_ = nullptr;
+    double squared_[kPanelRows];  // |z - c|^2
     Row rows_[kPanelRows];
 };
 
