@@ -13,12 +13,15 @@ from vqkern.reproduce import (
     bounds,
     experiment,
     fair,
+    gaussian_shift,
     moving,
     non_gaussian,
     ste_toy,
     token_vs_codebook,
     variance,
 )
+from vqkern.reproduce.draws import Released
+from vqkern.reproduce.moving import Moving
 from vqkern.reproduce.shifts import Shifts
 from vqkern.reproduce.tables import format_table, percent, published
 from vqkern.tokenizers import ConvConfig
@@ -253,6 +256,32 @@ def test_features_of_two_modes():
     side = z.mean(1).sign()
     assert abs(float(side.mean())) < 0.1
     assert float((z * side[:, None]).mean()) == pytest.approx(4, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "shift, start, first, least",
+    [
+        (3.0, 31.854429244995117, 16.84254264831543, 0.00482177734375),
+        (5.0, 119.02568054199219, 92.78450012207031, 0.0003662109375),
+        (8.0, 367.5773620605469, 75.01399993896484, 6.103515625e-05),
+    ],
+)
+def test_the_first_step_is_that_of_the_published_log(shift, start, first, least):
+    settings = Moving()
+    draws = gaussian_shift.released("wasserstein-logged", settings)
+    method = moving.METHODS[gaussian_shift.logged("wasserstein-logged", shift)]
+    features = gaussian_shift.shifted(shift, settings.dim)
+    rule = method(draws.table(), settings)
+    # What is drawn before the first step counts at step 0.
+    before = Released(settings)
+    before.table()
+    test = before.test(features)
+    assert moving.measure(test, rule.parametrisation())["error"] == pytest.approx(start, rel=1e-6)
+    z = draws.step(features, settings.features, 0)
+    moving.take_step(rule, z, torch.ones(len(z), dtype=torch.bool), 0, settings)
+    found = moving.measure(draws.test(features), rule.parametrisation())
+    assert found["error"] == pytest.approx(first, rel=1e-5)
+    assert found["utilization"] == least
 
 
 def test_alignment_fades_to_nothing():

@@ -59,7 +59,7 @@ def test_rows_are_kept_and_only_missing_cells_are_measured(tmp_path):
     assert not (tmp_path / "state.safetensors").exists()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", dict.fromkeys((*METHODS, "wasserstein-logged")))
 @pytest.mark.parametrize("after", [1, 7])
 def test_a_cell_that_is_killed_goes_on_to_the_same_figures(tmp_path, method, after, monkeypatch):
     cell = {"method": method, "shift": 2.0}

@@ -19,10 +19,8 @@ from ..ops import code_sums, gaussian_w2, nearest_code
 from ..quantizers import EMA, MMD, Gradient, Linear, Online, Revival, Table, Wasserstein
 from ..training.code_optimizer import code_optimizer
 from ..training.stages import linear_decay, set_learning_rates
+from .draws import Draws, Features, Numbered
 from .frame import Row, State, Work
-
-# features(n, generator) -> [n, D]
-Features = Callable[[int, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
@@ -160,30 +158,28 @@ METHODS: dict[str, Callable[[Table, Moving], Rule]] = {
 
 
 @torch.no_grad()
-def move_codes(method: str, features: Features, settings: Moving, work: Work) -> Row:
+def move_codes(
+    method: str, features: Features, settings: Moving, work: Work, draws: Draws | None = None
+) -> Row:
     """Moves codes by one method, from the last saved state if there is one, and measures them.
 
-    Every step draws from generators seeded by its number, so that a resumed run sees the same
-    features as one that was never stopped.
+    `draws` are the random numbers, by default `Numbered` ones.
     """
     s = settings
-    torch.manual_seed(s.seed)
-    rule = METHODS[method](Table(s.codes, s.dim), s)
+    draws = Numbered(s) if draws is None else draws
+    rule = METHODS[method](draws.table(), s)
     drawn = s.our_features if rule.scheduled else s.features
     valid = torch.ones(drawn, dtype=torch.bool)
     first = 0
     if work.resumed is not None:
         first = load_state(rule, work.resumed)
+        draws.load_state({k: v for k, v in work.resumed.items() if k.startswith("draws.")})
         work.advance(first)
     for step in range(first, s.steps):
-        generator = torch.Generator().manual_seed(_stream(s.seed, step))
-        # The MMD term draws its subset from torch's own generator.
-        torch.manual_seed(_stream(s.seed, step))
-        take_step(rule, features(drawn, generator), valid, step, s)
+        take_step(rule, draws.step(features, drawn, step), valid, step, s)
         work.advance(1)
-        work.offer(lambda done=step + 1: state_of(rule, done))
-    test = features(s.test_features, torch.Generator().manual_seed(_stream(s.seed, -1)))
-    return measure(test, rule.parametrisation())
+        work.offer(lambda done=step + 1: state_of(rule, done) | draws.state())
+    return measure(draws.test(features), rule.parametrisation())
 
 
 def take_step(rule: Rule, z: Tensor, valid: Tensor, step: int, settings: Moving) -> None:
@@ -236,10 +232,6 @@ def measure(test: Tensor, codes: Tensor) -> Row:
         "perplexity": float(torch.exp(-(used * used.log()).sum())),
         "w2": float(gaussian_w2(test, codes).clamp_min(0).sqrt()),
     }
-
-
-def _stream(seed: int, step: int) -> int:
-    return (seed + 1) * 1_000_003 + step
 
 
 def state_of(rule: Rule, done: int) -> State:

@@ -14,7 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .moving import Features, Moving
+from .draws import Features
+from .moving import Moving
 from .shifts import SMALL, Shifts, over_shifts
 from .tables import published
 

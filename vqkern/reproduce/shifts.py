@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .draws import Draws, Features
 from .frame import Cell, Experiment, Row, Work
-from .moving import Features, Moving, move_codes
+from .moving import Moving, move_codes
 from .tables import draw, format_table, percent
 
 
@@ -44,6 +45,7 @@ def over_shifts(
     axis: str,
     title: str,
     settings_of: Callable[[str, float], str] = lambda method, shift: method,
+    draws_of: Callable[[str, Moving], Draws | None] = lambda method, settings: None,
 ) -> Experiment:
     """The experiment whose cells are `methods` x shifts.
 
@@ -54,6 +56,7 @@ def over_shifts(
         symbol, axis: the shift in the table's head and on the plot.
         title: of the plot.
         settings_of: method, shift -> which of `moving.METHODS` that method is at that shift.
+        draws_of: method, settings -> its random numbers; None: those of `move_codes`.
     """
 
     def cells(settings: Shifts) -> list[Cell]:
@@ -62,7 +65,8 @@ def over_shifts(
     def measure(settings: Shifts, cell: Cell, work: Work) -> Row:
         moving = settings.moving
         method, shift = cell["method"], cell["shift"]
-        return move_codes(settings_of(method, shift), features(shift, moving.dim), moving, work)
+        drawn, draws = features(shift, moving.dim), draws_of(method, moving)
+        return move_codes(settings_of(method, shift), drawn, moving, work, draws)
 
     return Experiment(
         name=name,
