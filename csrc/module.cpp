@@ -86,15 +86,13 @@ void moments(uintptr_t x, uintptr_t valid, int64_t batch, int64_t n, int64_t dim
                     threads, *kernels.moments);
 }
 
-void pull_back(uintptr_t x, uintptr_t valid, int64_t batch, int64_t n, int64_t dim, uintptr_t mean,
-               uintptr_t matrix, uintptr_t offset, uintptr_t out, int threads,
-               const std::string& kernel) {
+void pull_back(uintptr_t x, uintptr_t valid, int64_t batch, int64_t n, int64_t dim, uintptr_t pull,
+               uintptr_t factor, uintptr_t out, int threads, const std::string& kernel) {
     const vqkern::CpuKernels& kernels = require_kernels(kernel);
     py::gil_scoped_release release;
     vqkern::pull_back(pointer<const float>(x), pointer<const bool>(valid), batch, n, dim,
-                      pointer<const double>(mean), pointer<const double>(matrix),
-                      pointer<const double>(offset), pointer<float>(out), threads,
-                      *kernels.moments);
+                      pointer<const double>(pull), pointer<const double>(factor),
+                      pointer<float>(out), threads, *kernels.moments);
 }
 
 void gaussian_w2_product(uintptr_t values, uintptr_t vectors, uintptr_t s2, int64_t batch,
@@ -106,13 +104,13 @@ void gaussian_w2_product(uintptr_t values, uintptr_t vectors, uintptr_t s2, int6
 
 void gaussian_w2_finish(uintptr_t values, uintptr_t vectors, uintptr_t root, uintptr_t s1,
                         uintptr_t s2, uintptr_t mean_x, uintptr_t mean_y, double ridge,
-                        double relative, int64_t batch, int64_t dim, uintptr_t value,
-                        uintptr_t mean_grad, uintptr_t covariance_grad) {
+                        double relative, int64_t batch, int64_t dim, double by_covariance,
+                        double by_mean, uintptr_t value, uintptr_t pull) {
     vqkern::gaussian_w2_finish(
         pointer<const double>(values), pointer<const double>(vectors), pointer<const double>(root),
         pointer<const double>(s1), pointer<const double>(s2), pointer<const double>(mean_x),
-        pointer<const double>(mean_y), ridge, relative, batch, dim, pointer<double>(value),
-        pointer<double>(mean_grad), pointer<double>(covariance_grad));
+        pointer<const double>(mean_y), ridge, relative, batch, dim, by_covariance, by_mean,
+        pointer<double>(value), pointer<double>(pull));
 }
 
 using Address = uintptr_t;
@@ -224,16 +222,16 @@ PYBIND11_MODULE(_native, module) {
                py::arg("dim"), py::arg("count"), py::arg("mean"), py::arg("covariance"),
                py::arg("threads"), py::arg("kernel") = "");
     module.def("pull_back", &pull_back, py::arg("x"), py::arg("valid"), py::arg("batch"),
-               py::arg("n"), py::arg("dim"), py::arg("mean"), py::arg("matrix"), py::arg("offset"),
-               py::arg("out"), py::arg("threads"), py::arg("kernel") = "");
+               py::arg("n"), py::arg("dim"), py::arg("pull"), py::arg("factor"), py::arg("out"),
+               py::arg("threads"), py::arg("kernel") = "");
     module.def("gaussian_w2_product", &gaussian_w2_product, py::arg("values"), py::arg("vectors"),
                py::arg("s2"), py::arg("batch"), py::arg("dim"), py::arg("root"),
                py::arg("product"));
     module.def("gaussian_w2_finish", &gaussian_w2_finish, py::arg("values"), py::arg("vectors"),
                py::arg("root"), py::arg("s1"), py::arg("s2"), py::arg("mean_x"),
                py::arg("mean_y"), py::arg("ridge"), py::arg("relative"), py::arg("batch"),
-               py::arg("dim"), py::arg("value"), py::arg("mean_grad"),
-               py::arg("covariance_grad"));
+               py::arg("dim"), py::arg("by_covariance"), py::arg("by_mean"), py::arg("value"),
+               py::arg("pull"));
     module.def("first_outside", &first_outside, py::arg("index"), py::arg("n"), py::arg("low"),
                py::arg("high"));
     module.def("take_rows", &take_rows, py::arg("codes"), py::arg("index"), py::arg("n"),

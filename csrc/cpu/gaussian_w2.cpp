@@ -60,12 +60,12 @@ void gaussian_w2_product(const double* values, const double* vectors, const doub
 void gaussian_w2_finish(const double* values, const double* vectors, const double* root,
                         const double* s1, const double* s2, const double* mean_x,
                         const double* mean_y, double ridge, double relative, int64_t batch,
-                        int64_t dim, double* value, double* mean_grad, double* covariance_grad) {
+                        int64_t dim, double by_covariance, double by_mean, double* value,
+                        double* pull) {
     const int64_t size = dim * dim;
     std::vector<double> inverse(dim), factor(size), transport(size), weighted(size);
     for (int64_t b = 0; b < batch; ++b, values += dim, vectors += size, root += size, s1 += size,
-                 s2 += size, mean_x += dim, mean_y += dim, mean_grad += dim,
-                 covariance_grad += size) {
+                 s2 += size, mean_x += dim, mean_y += dim, pull += size + 2 * dim) {
         const double epsilon = ridge + relative * inner(s1, s2, size);
         const double negligible = static_cast<double>(dim) *
                                   std::numeric_limits<double>::epsilon() *
@@ -93,11 +93,12 @@ void gaussian_w2_finish(const double* values, const double* vectors, const doubl
         for (int64_t i = 0; i < dim; ++i) {
             const double difference = mean_y[i] - mean_x[i];
             apart += difference * difference;
-            mean_grad[i] = 2.0 * difference;
+            pull[size + i] = mean_y[i];
+            pull[size + dim + i] = by_mean * 2.0 * difference;
         }
         value[b] = apart + (inner(rest, rest, size) * codes < total ? factored : direct);
         for (int64_t i = 0; i < size; ++i) {
-            covariance_grad[i] = rest[i] - relative * inverses * s1[i];
+            pull[i] = by_covariance * (rest[i] - relative * inverses * s1[i]);
         }
     }
 }

@@ -12,11 +12,13 @@ namespace vqkern {
 void gaussian_w2_product(const double* values, const double* vectors, const double* s2,
                          int64_t batch, int64_t dim, double* root, double* product);
 
-// Value [batch] and its derivatives with respect to the codes' mean [batch][dim] and covariance, from
-// the eigenvalues and eigenvectors of the product. The ridge is `ridge` + `relative` tr(C).
+// Value [batch] and `pull` [batch][dim + 2][dim], its derivative with respect to the codes' covariance times
+// `by_covariance`, their mean, and the derivative with respect to that times `by_mean`; from the eigenvalues and
+// eigenvectors of the product. The ridge is `ridge` + `relative` tr(C).
 void gaussian_w2_finish(const double* values, const double* vectors, const double* root,
                         const double* s1, const double* s2, const double* mean_x,
                         const double* mean_y, double ridge, double relative, int64_t batch,
-                        int64_t dim, double* value, double* mean_grad, double* covariance_grad);
+                        int64_t dim, double by_covariance, double by_mean, double* value,
+                        double* pull);
 
 }  // namespace vqkern

@@ -100,16 +100,18 @@ void moments(const float* x, const bool* valid, int64_t batch, int64_t n, int64_
 }
 
 void pull_back(const float* x, const bool* valid, int64_t batch, int64_t n, int64_t dim,
-               const double* mean, const double* matrix, const double* offset, float* out,
-               int threads, const MomentKernels& kernels) {
+               const double* pull, const double* factor, float* out, int threads,
+               const MomentKernels& kernels) {
     const int64_t padded = round_up(dim, kernels.tile);
     Doubles origin(batch * padded), start(batch * padded), square(batch * padded * padded);
-    for (int64_t b = 0; b < batch; ++b) {
-        std::copy_n(mean + b * dim, dim, origin.data + b * padded);
-        std::copy_n(offset + b * dim, dim, start.data + b * padded);
+    for (int64_t b = 0; b < batch; ++b, pull += (dim + 2) * dim) {
+        const double* offset = pull + (dim + 1) * dim;
+        std::copy_n(pull + dim * dim, dim, origin.data + b * padded);
         for (int64_t i = 0; i < dim; ++i) {
-            std::copy_n(matrix + (b * dim + i) * dim, dim,
-                        square.data + (b * padded + i) * padded);
+            start.data[b * padded + i] = factor[b] * offset[i];
+            for (int64_t j = 0; j < dim; ++j) {
+                square.data[(b * padded + i) * padded + j] = factor[b] * pull[i * dim + j];
+            }
         }
     }
     const int64_t blocks = (n + kBlockRows - 1) / kBlockRows;

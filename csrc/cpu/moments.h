@@ -13,10 +13,10 @@ void moments(const float* x, const bool* valid, int64_t batch, int64_t n, int64_
              double* count, double* mean, double* covariance, int threads,
              const MomentKernels& kernels);
 
-// out [batch][n][dim] = matrix (x - mean) + offset, 0 where not valid. matrix [batch][dim][dim] is
-// symmetric; mean and offset are [batch][dim].
+// out [batch][n][dim] = factor (matrix (x - mean) + offset), 0 where not valid. `pull` [batch][dim + 2][dim]
+// is a symmetric matrix, a mean and an offset; factor [batch].
 void pull_back(const float* x, const bool* valid, int64_t batch, int64_t n, int64_t dim,
-               const double* mean, const double* matrix, const double* offset, float* out,
-               int threads, const MomentKernels& kernels);
+               const double* pull, const double* factor, float* out, int threads,
+               const MomentKernels& kernels);
 
 }  // namespace vqkern

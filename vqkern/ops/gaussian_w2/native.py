@@ -50,9 +50,15 @@ def pull_back(
     kernel: str = "",
 ) -> Tensor:
     """matrix (x_k - mean) + offset, float32 [B, N, D], 0 where not valid; the rest float64."""
+    pull = torch.cat([matrix, mean[:, None], offset[:, None]], 1)
+    return _pulled(x, valid, pull, torch.ones(len(x), dtype=torch.float64), kernel)
+
+
+def _pulled(
+    x: Tensor, valid: Tensor | None, pull: Tensor, factor: Tensor, kernel: str = ""
+) -> Tensor:
     x = x.detach().float().contiguous()
     valid = None if valid is None else valid.contiguous()
-    mean, matrix, offset = mean.contiguous(), matrix.contiguous(), offset.contiguous()
     result = torch.empty_like(x)
     b, n, d = x.shape
     backends.native().pull_back(
@@ -61,9 +67,8 @@ def pull_back(
         b,
         n,
         d,
-        mean.data_ptr(),
-        matrix.data_ptr(),
-        offset.data_ptr(),
+        pull.data_ptr(),
+        factor.data_ptr(),
         result.data_ptr(),
         torch.get_num_threads(),
         kernel,
@@ -78,14 +83,54 @@ def value_and_gradients(
     to_features: bool,
 ) -> reference.Gradients:
     """`reference.value_and_gradients` on the CPU, with few calls where there are few channels."""
+    if to_features or not _few_and_finite(*covariances):
+        return reference.value_and_gradients(means, covariances, ridge, to_features)
+    value, pull = _solve(means, covariances, ridge, 1.0, 1.0)
+    return reference.Gradients(value, pull[:, -1].clone(), None, pull[:, :-2].clone())
+
+
+def value_and_pulls(
+    features: Tensor | tuple[Tensor, Tensor],
+    y: Tensor,
+    ridge: float | None,
+    x_grad: bool,
+    double: bool,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """As `reference.value_and_pulls`."""
+    if not x_grad:
+        _, m_y, s2 = moments(y, None)
+        m_x, s1 = features if isinstance(features, tuple) else moments(features, None)[1:]
+        features = m_x, s1
+        if _few_and_finite(s1, s2):
+            n = y.shape[1]
+            value, pull = _solve((m_x, m_y), (s1, s2), ridge, 2 / (n - 1), 1 / n)
+            return value if double else value.float(), None, pull
+    return reference.value_and_pulls(
+        features, y, ridge, x_grad, double, moments, value_and_gradients
+    )
+
+
+def _few_and_finite(s1: Tensor, s2: Tensor) -> bool:
+    """Whether `_solve` takes these covariances: eigh takes no NaN, and the reference knows how to
+    tell problems of a batch apart."""
+    return s1.shape[-1] <= _MOST_CHANNELS and math.isfinite((s1 + s2).sum().item())
+
+
+def _solve(
+    means: tuple[Tensor, Tensor],
+    covariances: tuple[Tensor, Tensor],
+    ridge: float | None,
+    by_covariance: float,
+    by_mean: float,
+) -> tuple[Tensor, Tensor]:
+    """The value [B] and [B, D + 2, D]: its derivative by S2, times a factor, m_y, and that by m_y,
+    times a factor."""
     (m_x, m_y), (s1, s2) = ([t.contiguous() for t in pair] for pair in (means, covariances))
     b, d, _ = s1.shape
-    # eigh takes no NaN; the reference knows how to tell problems of a batch apart.
-    if d > _MOST_CHANNELS or to_features or not math.isfinite((s1 + s2).sum().item()):
-        return reference.value_and_gradients(means, covariances, ridge, to_features)
     kernels = backends.native()
-    root, product, gradient = (torch.empty_like(s1) for _ in range(3))
-    value, mean_grad = torch.empty(b, dtype=torch.float64), torch.empty_like(m_y)
+    root, product = torch.empty_like(s1), torch.empty_like(s1)
+    value = torch.empty(b, dtype=torch.float64)
+    pull = torch.empty(b, d + 2, d, dtype=torch.float64)
     values, rows = _eigh(s1)
     kernels.gaussian_w2_product(
         values.data_ptr(), rows.data_ptr(), s2.data_ptr(), b, d, root.data_ptr(), product.data_ptr()
@@ -103,24 +148,12 @@ def value_and_gradients(
         reference.RELATIVE_RIDGE / d if ridge is None else 0.0,
         b,
         d,
+        by_covariance,
+        by_mean,
         value.data_ptr(),
-        mean_grad.data_ptr(),
-        gradient.data_ptr(),
+        pull.data_ptr(),
     )
-    return reference.Gradients(value, mean_grad, None, gradient)
-
-
-def value_and_pulls(
-    features: Tensor | tuple[Tensor, Tensor],
-    y: Tensor,
-    ridge: float | None,
-    x_grad: bool,
-    double: bool,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """As `reference.value_and_pulls`."""
-    return reference.value_and_pulls(
-        features, y, ridge, x_grad, double, moments, value_and_gradients
-    )
+    return value, pull
 
 
 def map_points(
@@ -129,14 +162,11 @@ def map_points(
     grad: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
     """As `reference.map_points`."""
-    grad = grad.double()[:, None]
-    found = []
-    for p, pull in zip(points, pulls, strict=True):
-        if p is not None:
-            matrix, mean, offset = pull[:, :-2], pull[:, -2], pull[:, -1]
-            p = pull_back(p, None, mean, grad[..., None] * matrix, grad * offset).to(p.dtype)
-        found.append(p)
-    return tuple(found)
+    factor = grad.double().contiguous()
+    return tuple(
+        None if p is None else _pulled(p, None, pull.contiguous(), factor).to(p.dtype)
+        for p, pull in zip(points, pulls, strict=True)
+    )
 
 
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
