@@ -76,7 +76,7 @@ MANY = {"tokens": 195 << 16, "reachable": True}
 NAMED = ("--quantizer.name", "linear")
 LINEAR = (
     *NAMED,
-    *("--quantizer.options", "{commitment: 0.25, init: normal, scale: 0.6, start: identity}"),
+    *("--quantizer.options", "{commitment: 0.25, init: normal, scale: 0.45, start: identity}"),
 )
 PLAIN = ("--optim.codebook_weight_decay", "0")
 # Four channels: the presets' own starts, faster codes, four times as many tokens a step.
@@ -99,10 +99,10 @@ RUNS = {
     "mgvq": Run("photographs-mgvq", early=(60,)),
     "vaevq": Run("photographs-vaevq", early=(60,)),
     # Early are the end of the plateau, then the rates fall, and half of that fall.
-    "fvq": Run("photographs-fvq", early=(180, 390), **MANY),
-    "linear": Run("photographs-fvq", early=(180, 390), more=LINEAR, **MANY),
-    "fvq-plain": Run("photographs-fvq", early=(180, 390), more=PLAIN, **MANY),
-    "linear-plain": Run("photographs-fvq", early=(180, 390), more=(*LINEAR, *PLAIN), **MANY),
+    "fvq": Run("photographs-fvq", early=(300, 650), **MANY),
+    "linear": Run("photographs-fvq", early=(300, 650), more=LINEAR, **MANY),
+    "fvq-plain": Run("photographs-fvq", early=(300, 650), more=PLAIN, **MANY),
+    "linear-plain": Run("photographs-fvq", early=(300, 650), more=(*LINEAR, *PLAIN), **MANY),
     "fvq-4": Run("photographs-fvq", early=(210, 455), more=FOUR, **MANY),
     "linear-4": Run(
         "photographs-fvq",
