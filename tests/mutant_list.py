@@ -305,12 +305,12 @@ MUTANTS = [
         "vectors beyond 2^31 elements are read elsewhere",
     ),
     Mutant(
-        "triton-absent-codes-score-zero", "triton", NEAREST + "triton_kernels.py",
+        "triton-absent-codes-score-zero", "triton", NEAREST + "triton_rounding.py",
         'tl.where(good, 0.5 * norm, float("inf"))', "(0.5 * norm)",
         "codes that are not there, or not finite, are scored",
     ),
     Mutant(
-        "triton-code-residual-dropped", "triton", NEAREST + "triton_kernels.py",
+        "triton-code-residual-dropped", "triton", NEAREST + "triton_rounding.py",
         "lost = tl.sqrt(most_residual) + g *", "lost = g *",
         "what rounding took from the codes is not in the bound",
     ),
@@ -367,7 +367,7 @@ MUTANTS = [
         "groups that were overtaken are measured; only time is lost where bounds are right",
     ),
     Mutant(
-        "triton-far-rows-screened", "triton", NEAREST + "triton_kernels.py",
+        "triton-far-rows-screened", "triton", NEAREST + "triton_rounding.py",
         "within = exponent <= ROW_EXPONENT", "within = exponent <= 1000",
         "rows beyond the screen's range are screened",
     ),

@@ -24,6 +24,7 @@ from vqkern.ops.gaussian_w2 import triton_solve as gaussian_solve  # noqa: E402
 from vqkern.ops.gaussian_w2 import triton_tiles as gaussian_tiles  # noqa: E402
 from vqkern.ops.nearest_code import triton_decide as decide  # noqa: E402
 from vqkern.ops.nearest_code import triton_kernels as nearest  # noqa: E402
+from vqkern.ops.nearest_code import triton_rounding as rounding  # noqa: E402
 from vqkern.ops.squared_mmd import triton_exact as double  # noqa: E402
 from vqkern.ops.squared_mmd import triton_kernels as mmd  # noqa: E402
 from vqkern.ops.squared_mmd import triton_points as points  # noqa: E402
@@ -129,9 +130,9 @@ def survey(capability, d, dtype="fp32"):
     types = pointers(dtype, "codes") | pointers("i8", "finite") | pointers("fp64", "total")
     types |= pointers("fp32", "low high") | pointers("i32", "count") | integers("num_codes")
     channels = min(nearest.padded_width(d), 64)
-    constants = dict(D=d, ROWS=nearest._SURVEY_ROWS, CHANNELS=channels, LISTED=capability == 90)
+    constants = dict(D=d, ROWS=rounding._SURVEY_ROWS, CHANNELS=channels, LISTED=capability == 90)
     return build(
-        nearest._survey_kernel, capability, types, constants, num_warps=4, enable_fp_fusion=True
+        rounding._survey_kernel, capability, types, constants, num_warps=4, enable_fp_fusion=True
     )
 
 
@@ -145,7 +146,7 @@ def round_codes(capability, d, dtype="fp32"):
         D=d, WIDTH=width, CODES=tile.codes, CHANNELS=min(width, 64), LISTED=capability == 90
     )
     return build(
-        nearest._round_codes_kernel,
+        rounding._round_codes_kernel,
         capability,
         types,
         constants,
@@ -162,12 +163,17 @@ def round_rows(capability, d, dtype="fp32"):
     constants = dict(
         D=d,
         WIDTH=width,
-        ROWS=nearest._ROUNDED_ROWS,
+        ROWS=rounding._ROUNDED_ROWS,
         CHANNELS=min(width, 64),
         LISTED=capability == 90,
     )
     return build(
-        nearest._round_rows_kernel, capability, types, constants, num_warps=4, enable_fp_fusion=True
+        rounding._round_rows_kernel,
+        capability,
+        types,
+        constants,
+        num_warps=4,
+        enable_fp_fusion=True,
     )
 
 

@@ -31,6 +31,7 @@ from vqkern.ops.gaussian_w2 import triton_solve as gaussian  # noqa: E402
 from vqkern.ops.nearest_code import reference as nearest_reference  # noqa: E402
 from vqkern.ops.nearest_code import triton_decide as decide  # noqa: E402
 from vqkern.ops.nearest_code import triton_kernels as nearest  # noqa: E402
+from vqkern.ops.nearest_code import triton_rounding as rounding  # noqa: E402
 from vqkern.ops.squared_mmd import reference as mmd_reference  # noqa: E402
 from vqkern.ops.squared_mmd import triton_kernels as mmd  # noqa: E402
 
@@ -314,7 +315,7 @@ def test_screen_bounds_hold(d, offset, dtype):
     # Five tiles over two splits: three groups for each quarter, and two.
     z, codes = normal(30, d, 26, dtype) + offset, normal(640, d, 27, dtype)
     screen = nearest._screen(z, codes, 2)
-    scale = 2.0 ** (nearest.TOP_EXPONENT.value - (int(screen.spread.frexp().exponent) - 1))
+    scale = 2.0 ** (rounding.TOP_EXPONENT.value - (int(screen.spread.frexp().exponent) - 1))
     e = (codes.double() - screen.centre.double()) * scale
     true = e.square().sum(-1) / 2 - (z.double() - screen.centre.double()) * scale @ e.T
     assert (screen.upper.double().amin((1, 2)) >= true.amin(-1)).all()

@@ -1,7 +1,7 @@
 """Triton kernels of `nearest_code` for squared L2: a certified fp16 screen, then an exact decision.
 
 1. Codes and rows are centred on the mean code, scaled by powers of two and rounded to fp16. The
-   norms of what rounding dropped are measured in float64, not estimated.
+   norms of what rounding dropped are measured in float64, not estimated: triton_rounding.py.
 2. The screen scores all codes on tensor cores, t = |e|^2 / 2 - z.e. A group is a run of
    consecutive codes; with the largest norms of the group, its lowest score is off by at most
    Delta. Each row keeps, in registers, the groups with the lowest t - Delta (three for each
@@ -35,22 +35,11 @@ from .triton_decide import (
     no_rows,
     scan,
 )
+from .triton_rounding import round_codes, round_rows
 
 KEPT = tl.constexpr(3)  # groups a row keeps for each quarter
 DEPTH = tl.constexpr(4)  # KEPT and the bound of the best group that was not kept
 
-# fp16 holds up to 65504: the largest element lies in [2^13, 2^14], so that codes far smaller than
-# an outlier keep their precision too.
-TOP_EXPONENT = tl.constexpr(13)
-# Row scales within 2^-60 .. 2^60 keep all products of the screen inside float32.
-ROW_EXPONENT = tl.constexpr(60)
-# float32 may flush what is smaller than 2^-126; all other terms of the bound are relative.
-UNDERFLOW = tl.constexpr(2.0**-100)
-# Rounds a bound up, whatever the few float32 operations on it do.
-UPWARDS = tl.constexpr(1 + 2.0**-19)
-
-_SURVEY_ROWS = 128
-_ROUNDED_ROWS = 64
 _MAX_SPLITS = 64
 
 
@@ -88,30 +77,6 @@ WIDE_TILE = Tile(64, 128, 64, 8, 2, False)
 
 
 @triton.jit
-def _exponent(x):
-    """e with 2^e <= x < 2^(e+1) for a normal float64 x > 0; below -1022 for 0."""
-    return ((x.to(tl.int64, bitcast=True) >> 52) & 0x7FF) - 1023
-
-
-@triton.jit
-def _power_of_two(exponent):
-    """2^exponent as float64, for an int64 exponent in [-1022, 1023]."""
-    return ((exponent + 1023) << 52).to(tl.float64, bitcast=True)
-
-
-@triton.jit
-def _code_scale(spread):
-    """The power of two that takes the largest |e - c| into [2^13, 2^14)."""
-    exponent = tl.maximum(_exponent(tl.load(spread)), -200)
-    return _power_of_two(-exponent + TOP_EXPONENT)
-
-
-@triton.jit
-def _is_finite(x):
-    return (x == x) & (tl.abs(x) != float("inf"))
-
-
-@triton.jit
 def _keep(v, i, v0, v1, v2, v3, i0, i1, i2):
     """Insert (v, i) into v0 <= v1 <= v2 and their indices; v3 is the lowest of what did not fit."""
     c = v < v0
@@ -124,140 +89,6 @@ def _keep(v, i, v0, v1, v2, v3, i0, i1, i2):
     v, v2 = tl.where(c, v2, v), tl.where(c, v, v2)
     i2 = tl.where(c, i, i2)
     return v0, v1, v2, tl.minimum(v, v3), i0, i1, i2
-
-
-@triton.jit(do_not_specialize=["num_codes"])
-def _survey_kernel(
-    codes, finite, total, low, high, count, num_codes,
-    D: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, LISTED: tl.constexpr,
-):  # fmt: skip
-    """Which codes are finite; each channel's sum, minimum and maximum over the finite ones."""
-    if LISTED:
-        if tl.load(count) == 0:
-            return
-    block = tl.program_id(0).to(tl.int64)
-    row = block * ROWS + tl.arange(0, ROWS)
-    inside = row < num_codes
-    good = inside
-    for start in range(0, D, CHANNELS):
-        channel = start + tl.arange(0, CHANNELS)
-        mask = inside[:, None] & (channel < D)[None, :]
-        value = tl.load(codes + row[:, None] * D + channel[None, :], mask=mask, other=0.0)
-        good = good & (tl.min(_is_finite(value.to(tl.float32)).to(tl.int32), 1) != 0)
-    tl.store(finite + row, good.to(tl.int8), mask=inside)
-    for start in range(0, D, CHANNELS):
-        channel = start + tl.arange(0, CHANNELS)
-        mask = good[:, None] & (channel < D)[None, :]
-        value = tl.load(codes + row[:, None] * D + channel[None, :], mask=mask, other=0.0)
-        value = value.to(tl.float32)
-        out = block * D + channel
-        tl.store(total + out, tl.sum(value.to(tl.float64), 0), mask=channel < D)
-        tl.store(low + out, tl.min(tl.where(mask, value, float("inf")), 0), mask=channel < D)
-        tl.store(high + out, tl.max(tl.where(mask, value, float("-inf")), 0), mask=channel < D)
-
-
-@triton.jit(do_not_specialize=["num_codes", "g"])
-def _round_codes_kernel(
-    codes, finite, centre, spread, rounded, half_norm, reach, slack, floor, count, num_codes, g,
-    D: tl.constexpr, WIDTH: tl.constexpr, CODES: tl.constexpr, CHANNELS: tl.constexpr,
-    LISTED: tl.constexpr,
-):  # fmt: skip
-    """One tile of codes in fp16, [CODES, WIDTH], zeros beyond D, and the bounds of its groups.
-
-    Delta = |z - zq| reach + |zq| slack + floor. Codes are stored in the order in which a quarter
-    of a tile lies in one thread of an MMA accumulator (columns 2q and 2q + 1 of every eight), so
-    that the minimum over a group needs no other thread; a group is still a run of consecutive
-    codes.
-    """
-    tile = tl.program_id(0).to(tl.int64)
-    slot = tl.arange(0, CODES)
-    group: tl.constexpr = CODES // 4
-    within = slot % group
-    position = tile * CODES + (within // 2) * 8 + (slot // group) * 2 + within % 2
-    code = tile * CODES + slot
-    good = tl.load(finite + code, mask=code < num_codes, other=0) != 0
-    scale = _code_scale(spread)
-    norm = tl.zeros([CODES], tl.float64)
-    rounded_norm = tl.zeros([CODES], tl.float64)
-    residual = tl.zeros([CODES], tl.float64)
-    for start in range(0, WIDTH, CHANNELS):
-        channel = start + tl.arange(0, CHANNELS)
-        mask = good[:, None] & (channel < D)[None, :]
-        value = tl.load(codes + code[:, None] * D + channel[None, :], mask=mask, other=0.0)
-        c = tl.load(centre + channel, mask=channel < D, other=0.0).to(tl.float64)
-        value = tl.where(mask, (value.to(tl.float64) - c[None, :]) * scale, 0.0)
-        half = value.to(tl.float32).to(tl.float16)
-        tl.store(rounded + position[:, None] * WIDTH + channel[None, :], half)
-        near = half.to(tl.float64)
-        norm += tl.sum(value * value, 1)
-        rounded_norm += tl.sum(near * near, 1)
-        residual += tl.sum((value - near) * (value - near), 1)
-    tl.store(half_norm + position, tl.where(good, 0.5 * norm, float("inf")).to(tl.float32))
-    most = tl.max(tl.reshape(norm, [4, group]), 1)
-    most_rounded = tl.max(tl.reshape(rounded_norm, [4, group]), 1)
-    most_residual = tl.max(tl.reshape(residual, [4, group]), 1)
-    out = tile * 4 + tl.arange(0, 4)
-    tl.store(reach + out, (tl.sqrt(most) * UPWARDS).to(tl.float32))
-    lost = tl.sqrt(most_residual) + g * tl.sqrt(most_rounded)
-    tl.store(slack + out, (lost * UPWARDS).to(tl.float32))
-    tl.store(floor + out, (g * 0.5 * most * UPWARDS + UNDERFLOW).to(tl.float32))
-
-
-@triton.jit(do_not_specialize=["num_rows"])
-def _round_rows_kernel(
-    z, centre, spread, rounded, scales, residuals, norms, state, rows, count, num_rows,
-    D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
-    LISTED: tl.constexpr,
-):  # fmt: skip
-    """Rows in fp16 with a power of two each, [ROWS, WIDTH] with zeros beyond D, and their norms."""
-    slot = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    row = slot
-    if LISTED:
-        num_rows = tl.load(count)
-        if tl.program_id(0) * ROWS >= num_rows:
-            return
-        row = tl.load(rows + slot, mask=slot < num_rows, other=0).to(tl.int64)
-    inside = slot < num_rows
-    code_scale = _code_scale(spread)
-    good = inside
-    largest = tl.zeros([ROWS], tl.float64)
-    for start in range(0, D, CHANNELS):
-        channel = start + tl.arange(0, CHANNELS)
-        mask = inside[:, None] & (channel < D)[None, :]
-        value = tl.load(z + row[:, None] * D + channel[None, :], mask=mask, other=0.0)
-        finite = _is_finite(value.to(tl.float32))
-        good = good & (tl.min(finite.to(tl.int32), 1) != 0)
-        c = tl.load(centre + channel, mask=channel < D, other=0.0).to(tl.float64)
-        value = tl.where(mask & finite, (value.to(tl.float64) - c[None, :]) * code_scale, 0.0)
-        largest = tl.maximum(largest, tl.max(tl.abs(value), 1))
-    exponent = tl.maximum(_exponent(largest) - TOP_EXPONENT, -ROW_EXPONENT)
-    within = exponent <= ROW_EXPONENT
-    exponent = tl.minimum(exponent, ROW_EXPONENT)
-    kind = tl.where(good, tl.where(within, SCREENED, SCANNED), NO_CODE)
-    tl.store(state + slot, kind.to(tl.int8), mask=inside)
-    good = good & within
-    scale = _power_of_two(exponent)
-    shrink = _power_of_two(-exponent)
-    norm = tl.zeros([ROWS], tl.float64)
-    residual = tl.zeros([ROWS], tl.float64)
-    for start in range(0, WIDTH, CHANNELS):
-        channel = start + tl.arange(0, CHANNELS)
-        mask = good[:, None] & (channel < D)[None, :]
-        value = tl.load(z + row[:, None] * D + channel[None, :], mask=mask, other=0.0)
-        c = tl.load(centre + channel, mask=channel < D, other=0.0).to(tl.float64)
-        value = tl.where(mask, (value.to(tl.float64) - c[None, :]) * code_scale, 0.0)
-        value = value * shrink[:, None]
-        half = value.to(tl.float32).to(tl.float16)
-        tl.store(rounded + slot[:, None] * WIDTH + channel[None, :], half, mask=inside[:, None])
-        near = half.to(tl.float64)
-        norm += tl.sum(near * near, 1)
-        residual += tl.sum((value - near) * (value - near), 1)
-    tl.store(scales + slot, scale.to(tl.float32), mask=inside)
-    norm = tl.sqrt(norm)
-    # The second term covers the rounding of z - c in float64.
-    residual = tl.sqrt(residual) + 2.0**-48 * norm
-    tl.store(residuals + slot, (scale * residual * UPWARDS).to(tl.float32), mask=inside)
-    tl.store(norms + slot, (scale * norm * UPWARDS).to(tl.float32), mask=inside)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_tiles", "tiles_per_split", "num_splits"])
@@ -389,14 +220,6 @@ def choose_tile(d: int, shared_limit: int) -> Tile:
     return next((tile for tile in tiles if tile.shared_bytes() <= shared_limit), tiles[-1])
 
 
-def accumulation_error(d: int) -> float:
-    """g: what D products lose on tensor cores that truncate, relative to |zq||eq| + h.
-
-    The last term is for the few float32 operations on scores and bounds.
-    """
-    return 17 * triton.cdiv(d, 16) * 2.0**-23 + 2.0**-20
-
-
 def nearest_code(z: Tensor, codes: Tensor, *, splits: int | None = None) -> tuple[Tensor, Tensor]:
     """Index int64 [N] and squared distance float32 [N] of z [N, D] and codes [K, D].
 
@@ -480,54 +303,23 @@ def _screen(z: Tensor, codes: Tensor, splits: int | None, listed: Rows | None = 
     processors, shared = device_limits(device)
     tile = choose_tile(d, shared)
     width = padded_width(d)
-    channels = min(width, 64)
     tiles, row_blocks = triton.cdiv(k, tile.codes), triton.cdiv(n, tile.rows)
     if splits is None:
         wanted = min(triton.cdiv(2 * processors, row_blocks), triton.cdiv(tiles, 4), _MAX_SPLITS)
         splits = triton.next_power_of_2(wanted)
 
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
-
-    # Where all rows are meant, the kernels do not look at the list.
-    rows, count = listed or (z, z)
-    some = listed is not None
-    blocks = triton.cdiv(k, _SURVEY_ROWS)
-    finite = empty(k, dtype=torch.int8)
-    total, low, high = empty(blocks, d, dtype=torch.float64), empty(blocks, d), empty(blocks, d)
-    _survey_kernel[(blocks,)](
-        codes, finite, total, low, high, count, k, d, _SURVEY_ROWS, channels, some,
-        num_warps=4, enable_fp_fusion=True,
-    )  # fmt: skip
-    # Any centre is right; the mean makes the numbers small. Without a finite code it is 0.
-    centre = (total.sum(0) / finite.sum().clamp_min(1)).float()
-    spread = torch.maximum(high.amax(0) - centre.double(), centre.double() - low.amin(0))
-    spread = spread.amax().clamp_min(0)
-
-    codes_rounded = empty(tiles * tile.codes, width, dtype=torch.float16)
-    half_norm = empty(tiles * tile.codes)
-    reach, slack, floor = empty(tiles * 4), empty(tiles * 4), empty(tiles * 4)
-    _round_codes_kernel[(tiles,)](
-        codes, finite, centre, spread, codes_rounded, half_norm, reach, slack, floor, count, k,
-        accumulation_error(d), d, width, tile.codes, channels, some,
-        num_warps=8, enable_fp_fusion=True,
-    )  # fmt: skip
-
-    rows_rounded = empty(n, width, dtype=torch.float16)
-    scales, residuals, norms = empty(n), empty(n), empty(n)
-    state = empty(n, dtype=torch.int8)
-    _round_rows_kernel[(triton.cdiv(n, _ROUNDED_ROWS),)](
-        z, centre, spread, rows_rounded, scales, residuals, norms, state, rows, count, n, d,
-        width, _ROUNDED_ROWS, channels, some, num_warps=4, enable_fp_fusion=True,
-    )  # fmt: skip
-
-    lower = empty(n, splits, DEPTH.value, 4)
-    group = empty(n, splits, DEPTH.value, 4, dtype=torch.int32)
-    upper = empty(n, splits, 4)
+    rounded_codes = round_codes(codes, width, tile.codes, listed)
+    rounded_rows = round_rows(z, rounded_codes, width, listed)
+    lower = z.new_empty(n, splits, DEPTH.value, 4, dtype=torch.float32)
+    group = z.new_empty(n, splits, DEPTH.value, 4, dtype=torch.int32)
+    upper = z.new_empty(n, splits, 4, dtype=torch.float32)
+    centre, spread, *tiled = rounded_codes
+    *measured, state = rounded_rows
+    count = listed[1] if listed else z
     _screen_kernel[(row_blocks, splits)](
-        rows_rounded, scales, residuals, norms, codes_rounded, half_norm, reach, slack, floor,
-        lower, group, upper, count, n, tiles, triton.cdiv(tiles, splits), splits, width, tile.rows,
-        tile.codes, tile.channels, tile.resident, device.type != "cuda", some,
+        *measured, *tiled, lower, group, upper, count, n, tiles, triton.cdiv(tiles, splits), splits,
+        width, tile.rows, tile.codes, tile.channels, tile.resident, device.type != "cuda",
+        listed is not None,
         num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
     )  # fmt: skip
     return Screen(tile, centre, spread, state, lower, group, upper)
