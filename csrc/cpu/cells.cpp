@@ -61,7 +61,7 @@ int widest_channel(const float* codes, int64_t dim, const Keyed* from, const Key
 // Reorders [from, to) so that no key before `middle` is larger than one from there on. Two passes over some
 // buckets of equal width take a third of the time of nth_element, which is left with one bucket.
 template <typename Keyed>
-void split(Keyed* from, Keyed* middle, Keyed* to, std::vector<Keyed>& spare) {
+void split(Keyed* from, Keyed* middle, Keyed* to) {
     const auto less = [](const Keyed& a, const Keyed& b) { return a.key < b.key; };
     const int64_t count = to - from;
     float least = from->key, most = from->key;
@@ -85,7 +85,7 @@ void split(Keyed* from, Keyed* middle, Keyed* to, std::vector<Keyed>& spare) {
     int middling = 0;
     while (before + sizes[middling] <= middle - from) before += sizes[middling++];
     // Those before the middle's bucket stay in front, the others move behind.
-    std::copy(from, to, spare.begin());
+    const std::vector<Keyed> spare(from, to);
     Keyed* places[3] = {from, from + before, from + before + sizes[middling]};
     for (int64_t j = 0; j < count; ++j) {
         const int b = bucket(spare[j]);
@@ -171,10 +171,7 @@ void Cells::halve(const float* codes, int64_t node, int32_t cell, Keyed* from, K
     Keyed* middle = from + left * kCellCodes;
     const int channel = widest_channel(codes, dim_, from, to);
     for (Keyed* k = from; k < to; ++k) k->key = codes[k->code * dim_ + channel];
-    {
-        std::vector<Keyed> spare(to - from);
-        split(from, middle, to, spare);
-    }
+    split(from, middle, to);
     splits_[node].channel = channel;
     splits_[node].value = middle->key;
 #pragma omp task if (to - from > kTaskSize)

@@ -384,6 +384,23 @@ def test_every_cpu_kernel(kernel, b, n, d, masked):
 
 
 @needs_native
+@pytest.mark.parametrize("d, bad", [(16, False), (16, True), (40, False)])
+def test_a_pass_over_each_set_is_all_that_a_value_takes(monkeypatch, d, bad):
+    x, y = torch.randn(50, d), torch.randn(60, d)
+    if bad:
+        y[3, 1] = math.nan
+    passes, moments_of = [], native.moments
+
+    def counted(points, valid):
+        passes.append(points.shape[1])
+        return moments_of(points, valid)
+
+    monkeypatch.setattr(native, "moments", counted)
+    value = vqkern.gaussian_w2(x, y.requires_grad_(), backend="cpp")
+    assert sorted(passes) == [50, 60] and bool(value.isnan()) == bad
+
+
+@needs_native
 def test_threads_do_not_change_a_bit():
     x, y = torch.randn(9000, 8), torch.randn(5000, 8)
     results = []

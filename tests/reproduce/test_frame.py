@@ -145,6 +145,27 @@ def test_the_state_of_another_cell_is_not_taken(tmp_path, monkeypatch):
     assert figures(run_experiment(EXPERIMENT, TINY, cells, tmp_path / "cut")) == figures(whole)
 
 
+def test_the_state_of_another_experiment_or_setting_is_not_taken(tmp_path, monkeypatch):
+    other = experiment("non-gaussian")
+    cell = {"method": "wasserstein", "shift": 2.0}
+    longer = replace(TINY, moving=replace(TINY.moving, steps=TINY.moving.steps + 1, codes=32))
+    take_step = moving.take_step
+
+    def dies(rule, z, valid, step, settings):
+        if step == 5:
+            raise Killed
+        take_step(rule, z, valid, step, settings)
+
+    for name, chosen, settings in (("of", other, TINY), ("at", EXPERIMENT, longer)):
+        whole = run_experiment(chosen, settings, [cell], tmp_path / name)
+        with monkeypatch.context() as patch:
+            patch.setattr(moving, "take_step", dies)
+            with pytest.raises(Killed):
+                run_experiment(EXPERIMENT, TINY, [cell], tmp_path / f"{name}-cut", save_every=0)
+        again = run_experiment(chosen, settings, [cell], tmp_path / f"{name}-cut")
+        assert figures(again) == figures(whole)
+
+
 def test_a_folder_with_other_settings_is_refused(tmp_path):
     cells = EXPERIMENT.cells(TINY)[:1]
     run_experiment(EXPERIMENT, TINY, cells, tmp_path)

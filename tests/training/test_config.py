@@ -43,6 +43,10 @@ def test_overrides_are_typed_and_the_resolved_recipe_reads_back(tmp_path):
         (["--optim.steps", "1.5"], "optim.steps: expected an integer, got 1.5"),
         (["--optim.compile", "1"], "optim.compile: expected true or false, got 1"),
         (["--optim.lr", "-1"], "optim.lr: got -1.0, expected a finite number of at least 0"),
+        (
+            ["--optim.codebook_lr", "0.5", "--optim.codebook_weight_decay", "3"],
+            "optim.codebook_weight_decay: got 3.0; a step takes rate x decay of a parameter away",
+        ),
         (["--optim.betas", "[0.9]"], "optim.betas: expected a list like"),
         (["--optim", "3"], "optim: expected keys and values, got 3"),
         (["--data.batch", "0"], "data.batch: got 0, expected at least 1"),

@@ -286,6 +286,16 @@ def test_a_checkpoint_older_than_a_setting_has_its_default():
     then = copy.deepcopy(now)
     del then["optim"]["codebook_weight_decay"], then["loss"]["adversarial"]["weight_decay"]
     check_same_recipe(Path("step"), then, now)
+    plain = to_mapping(recipe(quantizer={"options": {}}))
+    then = copy.deepcopy(plain)
+    # A section, and a key whose default is made anew each time.
+    del then["log"], then["quantizer"]["options"]
+    then["run"]["keep_best"] = 3
+    with pytest.raises(ValueError, match=r"another recipe \(run.keep_best: 3, now None\)"):
+        check_same_recipe(Path("step"), then, plain)
+    for nothing in (None, "x"):
+        with pytest.raises(ValueError, match="checkpoint step: its manifest holds no recipe"):
+            check_same_recipe(Path("step"), nothing, plain)
     now["optim"]["codebook_weight_decay"] = 0.5
     with pytest.raises(ValueError, match="optim.codebook_weight_decay: 0.0, now 0.5"):
         check_same_recipe(Path("step"), then, now)

@@ -87,6 +87,7 @@ class Released:
 
     def table(self) -> Table:
         self.generator.manual_seed(self.SEED)
+        torch.manual_seed(self.SEED)  # of what a method draws beside these
         table = Table(self.sizes.codes, self.sizes.dim)
         with torch.no_grad():
             table.weight.normal_(generator=self.generator)

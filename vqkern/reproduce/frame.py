@@ -111,8 +111,9 @@ def run_experiment(
     with torch.random.fork_rng(), bar:
         for cell in missing:
             _say(bar, " ".join(str(value) for value in cell.values()))
-            resumed, seconds = _load_state(state, _key(cell))
-            work = Work(state, _key(cell), resumed, seconds, bar.update, save_every)
+            key = _state_key(experiment, settings, cell)
+            resumed, seconds = _load_state(state, key)
+            work = Work(state, key, resumed, seconds, bar.update, save_every)
             found = experiment.measure(settings, cell, work)
             rows[_key(cell)] = {**cell, **found, "seconds": round(work.seconds, 2)}
             _write(experiment, settings, rows, out)
@@ -125,6 +126,11 @@ def run_experiment(
 
 def _key(cell: Cell) -> str:
     return json.dumps(cell, sort_keys=True)
+
+
+def _state_key(experiment: Experiment, settings: object, cell: Cell) -> str:
+    """What a state is of; two experiments may have the same cell, and so may two settings."""
+    return json.dumps([experiment.name, asdict(settings), cell], sort_keys=True)
 
 
 def _ordered(experiment: Experiment, settings: object, rows: dict[str, Row]) -> list[Row]:
@@ -189,7 +195,8 @@ def _load_state(path: Path, key: str) -> tuple[State | None, float]:
             state = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"--out: {str(path)!r} cannot be read: {error}") from None
-    # The state of a cell that was not asked for this time: that cell starts anew when it is.
+    # The state of a cell that was not asked for this time, or of another run that had not finished
+    # its first: that cell starts anew when it is.
     return (state, float(about["seconds"])) if about["cell"] == key else (None, 0.0)
 
 

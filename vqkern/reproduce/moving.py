@@ -37,7 +37,7 @@ class Moving:
         fade: share of the steps over which the weight of our alignments falls linearly to 0.
         mmd_points: features and codes in the MMD term of a step, drawn anew each time.
         revive_after: steps without use after which our settings set a code on a feature.
-        seed: of everything.
+        seed: of everything that `draws.Numbered` draws.
     """
 
     codes: int = 16384

@@ -74,14 +74,20 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 def with_defaults(cls: type, described: dict) -> dict:
-    """A saved recipe with the defaults of the keys that are younger than it."""
+    """A saved recipe with the defaults of the keys and sections that are younger than it."""
     found, hints = dict(described), typing.get_type_hints(cls)
+    missing = dataclasses.MISSING
     for entry in dataclasses.fields(cls):
-        value = found.get(entry.name)
-        if dataclasses.is_dataclass(hints[entry.name]) and isinstance(value, dict):
-            found[entry.name] = with_defaults(hints[entry.name], value)
-        elif entry.name not in found and entry.default is not dataclasses.MISSING:
-            found[entry.name] = _plain(entry.default)
+        name, hint = entry.name, hints[entry.name]
+        if name not in found:
+            default = entry.default
+            if entry.default_factory is not missing:
+                default = entry.default_factory()
+            if default is not missing:
+                section = dataclasses.is_dataclass(default)
+                found[name] = _plain(dataclasses.asdict(default) if section else default)
+        elif dataclasses.is_dataclass(hint) and isinstance(found[name], dict):
+            found[name] = with_defaults(hint, found[name])
     return found
 
 

@@ -263,6 +263,17 @@ def _check_numbers(recipe: Recipe) -> None:
     ):
         if value is not None and not 0 <= value < float("inf"):
             raise ValueError(f"{name}: got {value}, expected a finite number of at least 0")
+    rate = optim.lr if optim.codebook_lr is None else optim.codebook_lr
+    for name, peak, decay in (
+        ("optim.weight_decay", optim.lr, optim.weight_decay),
+        ("optim.codebook_weight_decay", rate, optim.codebook_weight_decay),
+        ("loss.adversarial.weight_decay", gan.lr, gan.weight_decay),
+    ):
+        if peak * decay >= 1:
+            raise ValueError(
+                f"{name}: got {decay}; a step takes rate x decay of a parameter away, so that at a "
+                f"rate of {peak} it must be less than {1 / peak:g}"
+            )
     for name, value in (("hold", optim.hold), ("final", optim.final), ("ema", optim.ema)):
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"optim.{name}: got {value}, expected a number in [0, 1]")

@@ -31,7 +31,7 @@ FREE = (
     "run.log_every",
     "run.sample_every",
     "run.keep",
-    "log",  # all of it; recipes of earlier versions have none
+    "log",
     "data.micro_batch",
     "data.workers",
     "data.folder",
@@ -123,7 +123,7 @@ class State:
             ValueError: the checkpoint is of another recipe; each difference is named.
         """
         described = described_in(path)
-        check_same_recipe(path, described["recipe"], to_mapping(self.recipe))
+        check_same_recipe(path, described.get("recipe"), to_mapping(self.recipe))
         into = self.tensors()
         random = random_state(self.device)
         known = random.keys() <= names_in(path)
@@ -224,10 +224,13 @@ def build_adversary(
     )
 
 
-def check_same_recipe(path: Path, old: dict, new: dict) -> None:
+def check_same_recipe(path: Path, old: object, new: dict) -> None:
     """Raises ValueError unless two recipes differ in nothing but what a resumed run may change."""
+    if not isinstance(old, dict):
+        raise ValueError(f"checkpoint {path}: its manifest holds no recipe, but {old!r}")
+    parted = tuple(f"{key}{mark}" for key in FREE for mark in (":", "."))
     old = with_defaults(Recipe, old)
-    found = [d for d in differences(old, new) if not d.startswith(FREE)]
+    found = [d for d in differences(old, new) if not d.startswith(parted)]
     if found:
         raise ValueError(
             f"checkpoint {path} is of another recipe ({'; '.join(found)}); "

@@ -97,17 +97,17 @@ def value_and_pulls(
     double: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """As `reference.value_and_pulls`."""
-    if not x_grad:
-        _, m_y, s2 = moments(y, None)
-        m_x, s1 = features if isinstance(features, tuple) else moments(features, None)[1:]
-        features = m_x, s1
-        if _few_and_finite(s1, s2):
-            n = y.shape[1]
-            value, pull = _solve((m_x, m_y), (s1, s2), ridge, 2 / (n - 1), 1 / n)
-            return value if double else value.float(), None, pull
-    return reference.value_and_pulls(
-        features, y, ridge, x_grad, double, moments, value_and_gradients
-    )
+    if x_grad or y.shape[-1] > _MOST_CHANNELS:
+        return reference.value_and_pulls(
+            features, y, ridge, x_grad, double, moments, value_and_gradients
+        )
+    of_y = moments(y, None)
+    m_x, s1 = features if isinstance(features, tuple) else moments(features, None)[1:]
+    if not _few_and_finite(s1, of_y[2]):
+        return reference.value_and_pulls((m_x, s1), y, ridge, False, double, lambda *_: of_y)
+    n = y.shape[1]
+    value, pull = _solve((m_x, of_y[1]), (s1, of_y[2]), ridge, 2 / (n - 1), 1 / n)
+    return value if double else value.float(), None, pull
 
 
 def _few_and_finite(s1: Tensor, s2: Tensor) -> bool:
