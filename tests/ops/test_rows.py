@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 from support import HAS_NATIVE
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import vqkern
 from vqkern.ops import rows
-from vqkern.quantizers.base import _masked_mse, masked_mse, two_pulls
-from vqkern.quantizers.entropy import _bit_entropies, _bit_entropies_backward
+from vqkern.quantizers.base import _masked_mse_op, masked_mse, two_pulls
+from vqkern.quantizers.entropy import _bit_entropies_backward, _bit_entropies_op
 from vqkern.quantizers.joint_index import _join_index
 
 needs_native = pytest.mark.skipif(not HAS_NATIVE, reason="the native module was not built")
@@ -160,15 +162,46 @@ def test_two_pulls_are_two_losses():
         torch.autograd.grad(slope.sum(), z)
 
 
+class Watched(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.seen.add(function.name())
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("name", ["vanilla_vp2", "bsq"])
+def test_what_is_watched_is_an_operator_and_has_the_same_bits(name):
+    quantizer = vqkern.build_quantizer(name, dim=8, codebook_size=256)
+    z = torch.randn(200, 8)
+
+    def step():
+        latents = z.clone().requires_grad_()
+        result = quantizer(latents)
+        (result.quantized.sum() + result.loss).backward()
+        return result.quantized.detach(), result.loss.detach(), latents.grad
+
+    plain = step()
+    with Watched() as watched:
+        seen = step()
+    for one, other in zip(plain, seen, strict=True):
+        assert torch.equal(one, other)
+    wanted = {"vanilla_vp2": ("masked_mse", "take_codes"), "bsq": ("on_sphere", "bit_entropies")}
+    expected = {f"vqkern::{op}" for op in wanted[name]}
+    assert {name.split(".")[0] for name in watched.seen} >= expected
+
+
 def test_they_are_proper_ops():
     a, b, valid = torch.randn(6, 4, requires_grad=True), torch.randn(6, 4), torch.rand(6) > 0.3
     for op, arguments in (
-        (_masked_mse, (a, b, valid, 1.0, 1.0, 1.0)),
-        (_bit_entropies, (a, valid, 3, 0.0)),
-        (_bit_entropies, (a, valid, 1, 0.0)),
+        (_masked_mse_op, (a, b, valid, 1.0, 1.0, 1.0)),
+        (_bit_entropies_op, (a, valid, 3, 0.0)),
+        (_bit_entropies_op, (a, valid, 1, 0.0)),
         (_join_index, (torch.randint(0, 2, (5, 3)), [2, 2, 2])),
     ):
         torch.library.opcheck(op, arguments)
-    means = _bit_entropies(a, valid, 3, 0.0)[2].detach()
+    means = _bit_entropies_op(a, valid, 3, 0.0)[2].detach()
     one = torch.ones(())
     torch.library.opcheck(_bit_entropies_backward, (one, one, a.detach(), valid, means, 3, 0.0))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .checks import require_float, require_index, require_matrix, require_same_device
 from .code_sums.api import code_sums
+from .direct import direct
 from .rows import require_in_range, take_rows
 
 
@@ -33,13 +34,15 @@ def take_codes(codes: Tensor, index: Tensor) -> Tensor:
     return _take_codes(codes, index.reshape(-1).long()).reshape(*index.shape, codes.shape[1])
 
 
-@torch.library.custom_op("vqkern::take_codes", mutates_args=())
-def _take_codes(codes: Tensor, index: Tensor) -> Tensor:
+def _take_codes_of(codes: Tensor, index: Tensor) -> Tensor:
     require_in_range("take_codes", index, len(codes))
     return take_rows(codes, index)
 
 
-@_take_codes.register_fake
+_take_codes_op = torch.library.custom_op("vqkern::take_codes", _take_codes_of, mutates_args=())
+
+
+@_take_codes_op.register_fake
 def _(codes: Tensor, index: Tensor) -> Tensor:
     return codes.new_empty(len(index), codes.shape[1])
 
@@ -55,4 +58,5 @@ def _backward(ctx, grad):
     return code_sums(grad, index, ctx.num_codes).total.to(ctx.dtype), None
 
 
-_take_codes.register_autograd(_backward, setup_context=_setup_context)
+_take_codes_op.register_autograd(_backward, setup_context=_setup_context)
+_take_codes = direct(_take_codes_of, _take_codes_op, _setup_context, _backward)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.checks import require_float
+from ..ops.direct import direct, undifferentiated
 from ..ops.rows import masked_difference
 from .ranks import number_of_ranks, sum_over_ranks
 
@@ -247,8 +248,7 @@ def two_pulls(
     return to_codes + codebook_weight * masked_mse(z.detach(), codes, valid)
 
 
-@torch.library.custom_op("vqkern::masked_mse", mutates_args=())
-def _masked_mse(
+def _masked_mse_of(
     a: Tensor, b: Tensor, valid: Tensor, weight: float, a_weight: float, b_weight: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """weight times the mean, the difference [N, D] and what its sum of squares is divided by; the
@@ -258,20 +258,28 @@ def _masked_mse(
     return weight * total / numbers, difference, numbers
 
 
-@_masked_mse.register_fake
+_masked_mse_op = torch.library.custom_op("vqkern::masked_mse", _masked_mse_of, mutates_args=())
+
+
+@_masked_mse_op.register_fake
 def _(a, b, valid, weight, a_weight, b_weight):
     return a.new_empty(()), a.new_empty(a.shape), a.new_empty(())
 
 
-# An op without a derivative of its own: asking for a second derivative raises.
-@torch.library.custom_op("vqkern::masked_mse_backward", mutates_args=())
-def _masked_mse_backward(
+def _masked_mse_backward_of(
     grad: Tensor, difference: Tensor, numbers: Tensor, weight: float
 ) -> Tensor:
     return difference * (2 * weight * grad / numbers)
 
 
-@_masked_mse_backward.register_fake
+# An op without a derivative of its own: asking for a second derivative raises.
+_masked_mse_backward_op = torch.library.custom_op(
+    "vqkern::masked_mse_backward", _masked_mse_backward_of, mutates_args=()
+)
+_masked_mse_backward = undifferentiated(_masked_mse_backward_of, _masked_mse_backward_op)
+
+
+@_masked_mse_backward_op.register_fake
 def _(grad, difference, numbers, weight):
     return torch.empty_like(difference)
 
@@ -291,4 +299,5 @@ def _backward(ctx, grad, _grad_difference, _grad_numbers):
     return a_grad, b_grad, None, None, None, None
 
 
-_masked_mse.register_autograd(_backward, setup_context=_setup_context)
+_masked_mse_op.register_autograd(_backward, setup_context=_setup_context)
+_masked_mse = direct(_masked_mse_of, _masked_mse_op, _setup_context, _backward)

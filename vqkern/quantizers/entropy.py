@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..ops.direct import direct
 from ..ops.rows import bit_entropy, bit_strings, bit_strings_slope
 
 
@@ -31,8 +32,7 @@ def bit_entropies(
 
 
 # Not left to autograd, which would keep and pass over every partial product of bits.
-@torch.library.custom_op("vqkern::bit_entropies", mutates_args=())
-def _bit_entropies(
+def _bit_entropies_of(
     logits: Tensor, valid: Tensor, joint_bits: int, floor: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """E H[q], H[E q] and E q of all blocks, one after another."""
@@ -50,7 +50,12 @@ def _bit_entropies(
         return bit_entropy(logits, valid) / count, spread, means
 
 
-@_bit_entropies.register_fake
+_bit_entropies_op = torch.library.custom_op(
+    "vqkern::bit_entropies", _bit_entropies_of, mutates_args=()
+)
+
+
+@_bit_entropies_op.register_fake
 def _(logits, valid, joint_bits, floor):
     strings = sum(2 ** block.shape[1] for block in logits.split(joint_bits, dim=1))
     return logits.new_empty(()), logits.new_empty(()), logits.new_empty(strings)
@@ -125,4 +130,5 @@ def _backward(ctx, own, spread, _means):
     return grad, None, None, None
 
 
-_bit_entropies.register_autograd(_backward, setup_context=_setup_context)
+_bit_entropies_op.register_autograd(_backward, setup_context=_setup_context)
+_bit_entropies = direct(_bit_entropies_of, _bit_entropies_op, _setup_context, _backward)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..ops.checks import common_dtype
+from ..ops.direct import direct, undifferentiated
 from ..ops.rows import unit_rows, unit_rows_slope
 from .base import Quantizer, Usage
 from .structure import Structured, checked_parts
@@ -23,24 +24,31 @@ def on_sphere(latents: Tensor) -> Tensor:
 
 
 # Not left to autograd: of a large codebook, its passes over memory take longer than the search.
-@torch.library.custom_op("vqkern::on_sphere", mutates_args=())
-def _on_sphere(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _on_sphere_of(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The unit rows, and the two factors of the norm [N, 1], 1 where there is no direction."""
     return unit_rows(rows)
 
 
-@_on_sphere.register_fake
+_on_sphere_op = torch.library.custom_op("vqkern::on_sphere", _on_sphere_of, mutates_args=())
+
+
+@_on_sphere_op.register_fake
 def _(rows):
     factor = rows.new_empty(len(rows), 1)
     return torch.empty_like(rows), factor, torch.empty_like(factor)
 
 
-@torch.library.custom_op("vqkern::on_sphere_backward", mutates_args=())
-def _on_sphere_backward(grad: Tensor, unit: Tensor, largest: Tensor, norm: Tensor) -> Tensor:
+def _on_sphere_backward_of(grad: Tensor, unit: Tensor, largest: Tensor, norm: Tensor) -> Tensor:
     return unit_rows_slope(grad, unit, largest, norm)
 
 
-@_on_sphere_backward.register_fake
+_on_sphere_backward_op = torch.library.custom_op(
+    "vqkern::on_sphere_backward", _on_sphere_backward_of, mutates_args=()
+)
+_on_sphere_backward = undifferentiated(_on_sphere_backward_of, _on_sphere_backward_op)
+
+
+@_on_sphere_backward_op.register_fake
 def _(grad, unit, largest, norm):
     return torch.empty_like(unit)
 
@@ -55,7 +63,8 @@ def _backward(ctx, grad, _grad_largest, _grad_norm):
     return _on_sphere_backward(grad, *ctx.saved_tensors)
 
 
-_on_sphere.register_autograd(_backward, setup_context=_setup_context)
+_on_sphere_op.register_autograd(_backward, setup_context=_setup_context)
+_on_sphere = direct(_on_sphere_of, _on_sphere_op, _setup_context, _backward)
 
 
 class Spherical(Structured):

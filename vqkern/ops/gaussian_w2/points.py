@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
+from ..direct import is_ordinary
 from .moments import Moments, passes
 
 _Three = tuple[Tensor, Tensor, Tensor]
@@ -28,19 +28,9 @@ def of_points(
     else:
         given = x, None, None
     x_grad = given[0] is not None and given[0].requires_grad and torch.is_grad_enabled()
-    if _is_ordinary(*(t for t in (*given, y) if t is not None)):
+    if is_ordinary(*(t for t in (*given, y) if t is not None)):
         return _OfPoints.apply(*given, y, ridge, x_grad, double, backend)
     return _of_points(*given, y, ridge, x_grad, double, backend)[0]
-
-
-def _is_ordinary(*tensors: Tensor) -> bool:
-    """Whether nothing watches operators on these tensors but autograd."""
-    return (
-        not torch.compiler.is_compiling()
-        and all(type(t) in (Tensor, Parameter) for t in tensors)
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._are_functorch_transforms_active()
-    )
 
 
 def _flat(t: Tensor | None, dimensions: int) -> Tensor | None:
@@ -85,7 +75,7 @@ class _OfPoints(torch.autograd.Function):
 def _pulled(grad, x, y, pull_x, pull_y, backend, x_grad, y_grad):
     x, y = x if x_grad else None, y if y_grad else None
     # With create_graph, the operator: it knows to raise in a second derivative.
-    if torch.is_grad_enabled() or not _is_ordinary(grad):
+    if torch.is_grad_enabled() or not is_ordinary(grad):
         found = _of_points_backward(grad, x, y, pull_x, pull_y, backend)
     else:
         found = _backward(grad, x, y, pull_x, pull_y, backend)

@@ -1,0 +1,64 @@
+"""Calls of this package's operators that go past torch's dispatcher.
+
+An operator with a derivative costs a tenth of a millisecond to go through, as much as a pass over a
+megabyte. Ordinary tensors go straight to an autograd function; only what traces or watches calls,
+as torch.compile does, sees the operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+
+def is_ordinary(*tensors: Tensor) -> bool:
+    """Whether nothing watches operators on these tensors but autograd."""
+    return (
+        not torch.compiler.is_compiling()
+        and all(type(t) in (Tensor, Parameter) for t in tensors)
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def undifferentiated(function: Callable, op: Callable) -> Callable:
+    """What is called in place of `op`, the operator of `function`, which has no derivative.
+
+    Where one may be asked for, the operator: it knows to raise.
+    """
+
+    def call(*inputs):
+        tensors = (value for value in inputs if isinstance(value, Tensor))
+        plain = not torch.is_grad_enabled() and is_ordinary(*tensors)
+        return function(*inputs) if plain else op(*inputs)
+
+    return call
+
+
+def direct(
+    function: Callable, op: Callable, setup_context: Callable, backward: Callable
+) -> Callable:
+    """What is called in place of `op`, the operator of `function`, with the same derivative.
+
+    `setup_context` and `backward` are those that the operator is registered with.
+    """
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            output = function(*inputs)
+            setup_context(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return backward(ctx, *grads)
+
+    def call(*inputs):
+        ordinary = is_ordinary(*(value for value in inputs if isinstance(value, Tensor)))
+        return Direct.apply(*inputs) if ordinary else op(*inputs)
+
+    return call
