@@ -1,7 +1,6 @@
 """Draws docs/fvq.png from results/photographs_cpu.csv: codes in use while the rate falls.
 
-python benchmarks/photographs.py --runs fvq linear
-python benchmarks/draw_fvq.py
+Made by `photographs.py --runs fvq linear`.
 """
 
 from __future__ import annotations

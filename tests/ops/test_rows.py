@@ -160,6 +160,10 @@ def test_two_pulls_are_two_losses():
     (slope,) = torch.autograd.grad(masked_mse(z, codes.detach(), valid), z, create_graph=True)
     with pytest.raises(RuntimeError, match="derivative|autograd|implemented|grad"):
         torch.autograd.grad(slope.sum(), z)
+    scaled = masked_mse(z, codes.detach(), valid) * z.mean()
+    (slope,) = torch.autograd.grad(scaled, z, create_graph=True)
+    with pytest.raises(RuntimeError, match="masked_mse_backward.*no autograd formula"):
+        torch.autograd.grad(slope.sum(), z)
 
 
 class Watched(TorchDispatchMode):

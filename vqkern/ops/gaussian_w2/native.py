@@ -97,7 +97,7 @@ def value_and_pulls(
     double: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """As `reference.value_and_pulls`."""
-    if x_grad or y.shape[-1] > _MOST_CHANNELS:
+    if x_grad:
         return reference.value_and_pulls(
             features, y, ridge, x_grad, double, moments, value_and_gradients
         )
