@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/bits.h"
 #include "cpu/code_sums.h"
 #include "cpu/cpu.h"
 #include "cpu/gaussian_w2.h"
@@ -153,16 +154,48 @@ void unit_rows_slope(Address grad, Address unit, Address largest, Address norm, 
                             pointer<float>(slope), threads);
 }
 
-py::tuple masked_difference(Address a, int64_t a_stride, Address b, int64_t b_stride, Address valid,
-                            int64_t n, int64_t dim, Address difference, int threads) {
+vqkern::RowPairs row_pairs(Address a, int64_t a_stride, Address b, int64_t b_stride, Address valid,
+                           int64_t n, int64_t dim) {
+    return {pointer<const float>(a), pointer<const float>(b), a_stride, b_stride,
+            pointer<const bool>(valid), n, dim};
+}
+
+py::tuple squared_difference(Address a, int64_t a_stride, Address b, int64_t b_stride,
+                             Address valid, int64_t n, int64_t dim, Address through, int threads) {
+    const vqkern::RowPairs pairs = row_pairs(a, a_stride, b, b_stride, valid, n, dim);
     vqkern::SquaredDifference result;
     {
         py::gil_scoped_release release;
-        result = vqkern::masked_difference(
-            pointer<const float>(a), a_stride, pointer<const float>(b), b_stride,
-            pointer<const bool>(valid), n, dim, pointer<float>(difference), threads);
+        result = vqkern::squared_difference(pairs, pointer<float>(through), threads);
     }
     return py::make_tuple(result.sum, result.rows);
+}
+
+void pull_slopes(Address a, int64_t a_stride, Address b, int64_t b_stride, Address valid, int64_t n,
+                 int64_t dim, float a_factor, float b_factor, Address passing,
+                 int64_t passing_stride, Address a_slope, Address b_slope, int threads) {
+    const vqkern::RowPairs pairs = row_pairs(a, a_stride, b, b_stride, valid, n, dim);
+    py::gil_scoped_release release;
+    vqkern::pull_slopes(pairs, a_factor, b_factor, pointer<const float>(passing), passing_stride,
+                        pointer<float>(a_slope), pointer<float>(b_slope), threads);
+}
+
+int64_t count_codes(Address index, Address counted, int64_t n, int64_t k, Address hits) {
+    py::gil_scoped_release release;
+    return vqkern::count_codes(pointer<const int64_t>(index), pointer<const bool>(counted), n,
+                               k, pointer<int64_t>(hits));
+}
+
+void sign_index(Address rows, int64_t n, int64_t dim, Address index, int threads) {
+    py::gil_scoped_release release;
+    vqkern::sign_index(pointer<const float>(rows), n, dim, pointer<int64_t>(index), threads);
+}
+
+void sign_values(Address index, float magnitude, int64_t n, int64_t dim, Address values,
+                 int threads) {
+    py::gil_scoped_release release;
+    vqkern::sign_values(pointer<const int64_t>(index), magnitude, n, dim, pointer<float>(values),
+                        threads);
 }
 
 void bit_strings(Address logits, int64_t stride, Address valid, int64_t n, int64_t bits,
@@ -245,9 +278,20 @@ PYBIND11_MODULE(_native, module) {
     module.def("unit_rows_slope", &unit_rows_slope, py::arg("grad"), py::arg("unit"),
                py::arg("largest"), py::arg("norm"), py::arg("n"), py::arg("dim"), py::arg("slope"),
                py::arg("threads"));
-    module.def("masked_difference", &masked_difference, py::arg("a"), py::arg("a_stride"),
+    module.def("squared_difference", &squared_difference, py::arg("a"), py::arg("a_stride"),
                py::arg("b"), py::arg("b_stride"), py::arg("valid"), py::arg("n"), py::arg("dim"),
-               py::arg("difference"), py::arg("threads"));
+               py::arg("through"), py::arg("threads"));
+    module.def("pull_slopes", &pull_slopes, py::arg("a"), py::arg("a_stride"), py::arg("b"),
+               py::arg("b_stride"), py::arg("valid"), py::arg("n"), py::arg("dim"),
+               py::arg("a_factor"), py::arg("b_factor"), py::arg("passing"),
+               py::arg("passing_stride"), py::arg("a_slope"), py::arg("b_slope"),
+               py::arg("threads"));
+    module.def("count_codes", &count_codes, py::arg("index"), py::arg("counted"), py::arg("n"),
+               py::arg("k"), py::arg("hits"));
+    module.def("sign_index", &sign_index, py::arg("rows"), py::arg("n"), py::arg("dim"),
+               py::arg("index"), py::arg("threads"));
+    module.def("sign_values", &sign_values, py::arg("index"), py::arg("magnitude"), py::arg("n"),
+               py::arg("dim"), py::arg("values"), py::arg("threads"));
     module.def("bit_strings", &bit_strings, py::arg("logits"), py::arg("stride"), py::arg("valid"),
                py::arg("n"), py::arg("bits"), py::arg("strings"), py::arg("threads"));
     module.def("bit_strings_slope", &bit_strings_slope, py::arg("logits"), py::arg("stride"),

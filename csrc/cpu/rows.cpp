@@ -3,30 +3,20 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <stdexcept>
 #include <vector>
+
+#include "row_blocks.h"
 
 namespace vqkern {
 namespace {
 
-constexpr int64_t kRows = 256;  // of a block
-
-template <typename Body>
-void each_block(int64_t n, int threads, const Body& body) {
-    const int64_t blocks = (n + kRows - 1) / kRows;
-#pragma omp parallel for schedule(static) num_threads(std::max(1, threads)) if (blocks > 1)
-    for (int64_t block = 0; block < blocks; ++block) {
-        body(block, block * kRows, std::min(n, (block + 1) * kRows));
-    }
-}
-
-constexpr int64_t kLanes = 8;  // chains that do not wait for one another
-
 // The largest magnitude of a row; NaN if the row has NaN or infinity.
 float largest_magnitude(const float* row, int64_t dim) {
-    float largest[kLanes] = {}, not_finite[kLanes] = {};
+    float largest[kChains] = {}, not_finite[kChains] = {};
     int64_t d = 0;
-    for (; d + kLanes <= dim; d += kLanes) {
-        for (int64_t l = 0; l < kLanes; ++l) {
+    for (; d + kChains <= dim; d += kChains) {
+        for (int64_t l = 0; l < kChains; ++l) {
             const float x = row[d + l];
             largest[l] = std::fabs(x) > largest[l] ? std::fabs(x) : largest[l];
             not_finite[l] += x * 0.0f;  // NaN of NaN and of infinity
@@ -36,40 +26,22 @@ float largest_magnitude(const float* row, int64_t dim) {
         largest[0] = std::max(largest[0], std::fabs(row[d]));
         not_finite[0] += row[d] * 0.0f;
     }
-    for (int64_t l = 1; l < kLanes; ++l) {
+    for (int64_t l = 1; l < kChains; ++l) {
         largest[0] = std::max(largest[0], largest[l]);
         not_finite[0] += not_finite[l];
     }
     return largest[0] + not_finite[0];
 }
 
-// sum of a[d] b[d], always in the same order; at most dim / 8 + 7 roundings in a row.
 float inner(const float* a, const float* b, int64_t dim) {
-    float lanes[kLanes] = {};
-    int64_t d = 0;
-    for (; d + kLanes <= dim; d += kLanes) {
-        for (int64_t l = 0; l < kLanes; ++l) lanes[l] += a[d + l] * b[d + l];
-    }
-    for (; d < dim; ++d) lanes[0] += a[d] * b[d];
-    for (int64_t l = 1; l < kLanes; ++l) lanes[0] += lanes[l];
-    return lanes[0];
-}
-
-struct Odds {
-    float zero, one;  // probabilities of either bit
-};
-
-Odds odds(float logit) {
-    const float t = std::exp(-std::fabs(logit));
-    const float likely = 1.0f / (1.0f + t), unlikely = t / (1.0f + t);
-    return logit > 0 ? Odds{unlikely, likely} : Odds{likely, unlikely};
+    return sum_in_chains(dim, [a, b](int64_t d) { return a[d] * b[d]; });
 }
 
 }  // namespace
 
 int64_t first_outside(const int64_t* index, int64_t n, int64_t low, int64_t high) {
-    for (int64_t begin = 0; begin < n; begin += kRows) {
-        const int64_t end = std::min(n, begin + kRows);
+    for (int64_t begin = 0; begin < n; begin += kBlockRows) {
+        const int64_t end = std::min(n, begin + kBlockRows);
         bool outside = false;
         for (int64_t i = begin; i < end; ++i) outside |= (index[i] < low) | (index[i] > high);
         for (int64_t i = begin; outside && i < end; ++i) {
@@ -169,23 +141,20 @@ void unit_rows_slope(const float* grad, const float* unit, const float* largest,
     });
 }
 
-SquaredDifference masked_difference(const float* a, int64_t a_stride, const float* b,
-                                    int64_t b_stride, const bool* valid, int64_t n, int64_t dim,
-                                    float* difference, int threads) {
-    std::vector<SquaredDifference> parts((n + kRows - 1) / kRows);
-    each_block(n, threads, [&](int64_t block, int64_t begin, int64_t end) {
+SquaredDifference squared_difference(const RowPairs& pairs, float* through, int threads) {
+    std::vector<SquaredDifference> parts(row_blocks(pairs.n));
+    each_block(pairs.n, threads, [&](int64_t block, int64_t begin, int64_t end) {
         double sum = 0.0;
         int64_t counted = 0;
         for (int64_t i = begin; i < end; ++i) {
-            float* out = difference + i * dim;
-            if (!valid[i]) {
-                std::fill_n(out, dim, 0.0f);
-                continue;
+            const float *a = pairs.a + i * pairs.a_stride, *b = pairs.b + i * pairs.b_stride;
+            if (through != nullptr) {
+                float* out = through + i * pairs.dim;
+                for (int64_t d = 0; d < pairs.dim; ++d) out[d] = a[d] + (b[d] - a[d]);
             }
+            if (!pairs.valid[i]) continue;
             ++counted;
-            const float *left = a + i * a_stride, *right = b + i * b_stride;
-            for (int64_t d = 0; d < dim; ++d) out[d] = left[d] - right[d];
-            sum += inner(out, out, dim);
+            sum += sum_in_chains(pairs.dim, [a, b](int64_t d) { return (a[d] - b[d]) * (a[d] - b[d]); });
         }
         parts[block] = {sum, counted};
     });
@@ -197,87 +166,49 @@ SquaredDifference masked_difference(const float* a, int64_t a_stride, const floa
     return all;
 }
 
-void bit_strings(const float* logits, int64_t stride, const bool* valid, int64_t n, int64_t bits,
-                 float* strings, int threads) {
-    const int64_t size = int64_t{1} << bits;
-    each_block(n, threads, [&](int64_t, int64_t begin, int64_t end) {
+void pull_slopes(const RowPairs& pairs, float a_factor, float b_factor, const float* passing,
+                 int64_t passing_stride, float* a_slope, float* b_slope, int threads) {
+    const int64_t dim = pairs.dim;
+    each_block(pairs.n, threads, [&](int64_t, int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
-            float* out = strings + i * size;
-            if (!valid[i]) {
-                std::fill_n(out, size, 0.0f);
-                continue;
+            const float *a = pairs.a + i * pairs.a_stride, *b = pairs.b + i * pairs.b_stride;
+            const bool valid = pairs.valid[i];
+            if (a_slope != nullptr) {
+                float* out = a_slope + i * dim;
+                const float* passed = passing == nullptr ? nullptr : passing + i * passing_stride;
+                if (valid && passed != nullptr) {
+                    for (int64_t d = 0; d < dim; ++d) out[d] = passed[d] + a_factor * (a[d] - b[d]);
+                } else if (valid) {
+                    for (int64_t d = 0; d < dim; ++d) out[d] = a_factor * (a[d] - b[d]);
+                } else if (passed != nullptr) {
+                    std::copy_n(passed, dim, out);
+                } else {
+                    std::fill_n(out, dim, 0.0f);
+                }
             }
-            out[0] = 1.0f;
-            for (int64_t m = 0; m < bits; ++m) {
-                const Odds p = odds(logits[i * stride + m]);
-                const int64_t half = int64_t{1} << m;
-                for (int64_t c = 0; c < half; ++c) {
-                    out[half + c] = out[c] * p.one;
-                    out[c] *= p.zero;
+            if (b_slope != nullptr) {
+                float* out = b_slope + i * dim;
+                if (valid) {
+                    for (int64_t d = 0; d < dim; ++d) out[d] = b_factor * (b[d] - a[d]);
+                } else {
+                    std::fill_n(out, dim, 0.0f);
                 }
             }
         }
     });
 }
 
-void bit_strings_slope(const float* logits, int64_t stride, const bool* valid, int64_t n,
-                       int64_t bits, const float* strings, float* grad, float* slope, int threads) {
-    const int64_t size = int64_t{1} << bits;
-    each_block(n, threads, [&](int64_t, int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-            const float* p = strings + i * size;
-            float* w = grad + i * size;
-            if (!valid[i]) {
-                std::fill_n(slope + i * stride, bits, 0.0f);
-                continue;
-            }
-            for (int64_t c = 0; c < size; ++c) w[c] *= p[c];
-            // The strings that share all bits but the last fold onto one another, bit after bit.
-            for (int64_t m = bits - 1; m >= 0; --m) {
-                const int64_t half = int64_t{1} << m;
-                float zeros[kLanes] = {}, ones[kLanes] = {};
-                int64_t c = 0;
-                for (; c + kLanes <= half; c += kLanes) {
-                    for (int64_t l = 0; l < kLanes; ++l) {
-                        zeros[l] += w[c + l];
-                        ones[l] += w[half + c + l];
-                        w[c + l] += w[half + c + l];
-                    }
-                }
-                for (; c < half; ++c) {
-                    zeros[0] += w[c];
-                    ones[0] += w[half + c];
-                    w[c] += w[half + c];
-                }
-                float zero = 0.0f, one = 0.0f;
-                for (int64_t l = 0; l < kLanes; ++l) {
-                    zero += zeros[l];
-                    one += ones[l];
-                }
-                const Odds q = odds(logits[i * stride + m]);
-                slope[i * stride + m] = one * q.zero - zero * q.one;
-            }
+int64_t count_codes(const int64_t* index, const bool* counted, int64_t n, int64_t k, int64_t* hits) {
+    int64_t skipped = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        if (index[i] >= k) throw std::out_of_range("count_codes: index is not that of a code");
+        if (index[i] >= 0) {
+            hits[index[i]] += counted[i];
+        } else {
+            skipped += counted[i];
         }
-    });
-}
-
-double bit_entropy(const float* logits, const bool* valid, int64_t n, int64_t dim, int threads) {
-    std::vector<double> parts((n + kRows - 1) / kRows);
-    each_block(n, threads, [&](int64_t block, int64_t begin, int64_t end) {
-        double sum = 0.0;
-        for (int64_t i = begin; i < end; ++i) {
-            for (int64_t d = 0; valid[i] && d < dim; ++d) {
-                const float x = std::fabs(logits[i * dim + d]);
-                if (x > 80.0f) continue;  // below 1e-32
-                const float t = std::exp(-x);
-                sum += std::log1p(t) + x * t / (1.0f + t);
-            }
-        }
-        parts[block] = sum;
-    });
-    double all = 0.0;
-    for (double part : parts) all += part;
-    return all;
+    }
+    return skipped;
 }
 
 void ema_step(const float* count, const float* total, float weight, int64_t k, int64_t dim,

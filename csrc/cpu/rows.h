@@ -35,28 +35,31 @@ void unit_rows(const float* rows, int64_t n, int64_t dim, float* unit, float* la
 void unit_rows_slope(const float* grad, const float* unit, const float* largest, const float* norm,
                      int64_t n, int64_t dim, float* slope, int threads);
 
-// difference[i] = a[i] - b[i], 0 where not valid; returns its sum of squares and the number of
-// valid rows.
+// Pairs of rows, each `stride` apart.
+struct RowPairs {
+    const float *a, *b;
+    int64_t a_stride, b_stride;
+    const bool* valid;
+    int64_t n, dim;
+};
+
+// The sum of |a[i] - b[i]|^2 over the valid rows, and their number. Writes a[i] + (b[i] - a[i]), the
+// value of a straight-through estimate, of all rows to `through` unless that is null.
 struct SquaredDifference {
     double sum;
     int64_t rows;
 };
-SquaredDifference masked_difference(const float* a, int64_t a_stride, const float* b,
-                                    int64_t b_stride, const bool* valid, int64_t n, int64_t dim,
-                                    float* difference, int threads);
+SquaredDifference squared_difference(const RowPairs& pairs, float* through, int threads);
 
-// Independent bits with the log-odds logits[i][0..bits), rows `stride` apart: strings[i][c] is the
-// probability of the string whose bit m is (c >> m) & 1; 0 throughout where not valid.
-void bit_strings(const float* logits, int64_t stride, const bool* valid, int64_t n, int64_t bits,
-                 float* strings, int threads);
+// The gradients that pull the rows of pairs together: a_slope[i] = a_factor (a[i] - b[i]) where valid,
+// plus passing[i], rows `passing_stride` apart, everywhere; b_slope[i] = b_factor (b[i] - a[i]) where
+// valid. What is null is not written or not added.
+void pull_slopes(const RowPairs& pairs, float a_factor, float b_factor, const float* passing,
+                 int64_t passing_stride, float* a_slope, float* b_slope, int threads);
 
-// slope[i][m], rows `stride` apart as logits are: the gradient to logits[i][m] of a value whose
-// gradient to strings[i][c] is grad[i][c]; 0 where not valid. Overwrites grad.
-void bit_strings_slope(const float* logits, int64_t stride, const bool* valid, int64_t n,
-                       int64_t bits, const float* strings, float* grad, float* slope, int threads);
-
-// The sum over valid rows of the entropies, in nats, of all their bits.
-double bit_entropy(const float* logits, const bool* valid, int64_t n, int64_t dim, int threads);
+// Adds to hits[index[i]], of k, where counted; returns how many counted indices are negative.
+// Throws std::out_of_range if an index is not below k.
+int64_t count_codes(const int64_t* index, const bool* counted, int64_t n, int64_t k, int64_t* hits);
 
 // A step of exponential moving averages over k codes: counts and totals move to count and total by
 // `weight`, and codes that received rows to their ratio. A total that is not finite counts as none;

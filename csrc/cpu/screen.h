@@ -20,6 +20,7 @@ namespace vqkern {
 
 constexpr int kPanelRows = 32;  // lanes of the state; a panel holds at most as many rows
 constexpr int kMostGroupTiles = 8;
+constexpr int kTilesAtOnce = 4;  // whose scores with one row are added up side by side
 constexpr int kMostGroups = 64;  // screened at once
 
 enum class Format { kFloat32, kInt16, kInt8 };

@@ -38,10 +38,18 @@ struct Search {
         distance[i] = static_cast<T>(nearest.distance());
     }
 
+    // Whether a more precise screen takes less time than it takes to measure so many codes a row.
+    bool takes_long(double measured) const {
+        return measured * (64 + codebook.dim) > codebook.k * codebook.dim / 64.0;
+    }
+
     // Screens rows `ids` and answers those that it decides; returns the others. Where a few rows show
     // that measuring candidates takes longer than a more precise screen, the rest is left to it.
     std::vector<int64_t> screen(const std::vector<int64_t>& ids, const ScreenKernels& kernels, bool last,
                                 SearchCounts& counts) const {
+        const int64_t n = static_cast<int64_t>(ids.size());
+        const bool probed = n >= 16 * kProbedRows && !last;
+        if (probed && takes_long(1.0)) return ids;  // that many are measured in any case
         const Packed packed(codebook, kernels, nullptr, threads);
         const PackedCodes codes = packed.codes();
         const int64_t fits = kBlockBytes / (packed.tile_bytes() * codes.group_tiles);
@@ -56,16 +64,15 @@ struct Search {
             }
             return count * codebook.k;
         };
-        const int64_t n = static_cast<int64_t>(ids.size());
         std::vector<int64_t> rest;
         int64_t begin = 0;
-        if (n >= 16 * kProbedRows && !last) {
+        if (probed) {
             begin = kProbedRows;
             const int64_t before = counts.candidates;
             share_out(packed, ids.data(), begin, kMostRows, against_all, rest, counts);
             const double measured = static_cast<double>(counts.candidates - before) / begin;
             const bool undecided = 2 * static_cast<int64_t>(rest.size()) > begin;
-            if (undecided || measured * (64 + codebook.dim) > codebook.k * codebook.dim / 64.0) {
+            if (undecided || takes_long(measured)) {
                 rest.insert(rest.end(), ids.begin() + begin, ids.end());
                 return rest;
             }

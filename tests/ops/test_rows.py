@@ -5,13 +5,8 @@ import math
 import pytest
 import torch
 from support import HAS_NATIVE
-from torch.utils._python_dispatch import TorchDispatchMode
 
-import vqkern
 from vqkern.ops import rows
-from vqkern.quantizers.base import _masked_mse_op, masked_mse, two_pulls
-from vqkern.quantizers.entropy import _bit_entropies_backward, _bit_entropies_op
-from vqkern.quantizers.joint_index import _join_index
 
 needs_native = pytest.mark.skipif(not HAS_NATIVE, reason="the native module was not built")
 SIZES = [(0, 3), (1, 1), (63, 16), (700, 5), (300, 100)]
@@ -77,38 +72,42 @@ class TestAgainstPlain:
         scale = largest.reciprocal()
         torch.testing.assert_close(slope / scale, wanted / scale, rtol=1e-4, atol=1e-5)
 
-    def test_masked_difference(self, n, d, threads, monkeypatch):
+    def test_squared_difference(self, n, d, threads, monkeypatch):
         a, b = some_bad(n, d), torch.randn(n, 2 * d)[:, :d]  # rows of b lie apart
         valid = a.isfinite().all(-1)
-        difference, total, count = rows.masked_difference(a, b, valid)
-        wanted = plain(monkeypatch, rows.masked_difference, a.double(), b.double(), valid)
-        assert torch.equal(difference, torch.where(valid[:, None], a - b, 0))
-        torch.testing.assert_close(total.double(), wanted[1], rtol=1e-5, atol=1e-6)
+        through = torch.empty(n, d)
+        total, count = rows.squared_difference(a, b, valid, through)
+        assert torch.equal(total, rows.squared_difference(a, b, valid)[0])
+        assert torch.equal(through[valid], (a + (b - a))[valid])
+        assert bool((through[~valid] - through[~valid] != 0).any(-1).all())
+        wanted, _ = plain(monkeypatch, rows.squared_difference, a.double(), b.double(), valid)
+        torch.testing.assert_close(total.double(), wanted, rtol=1e-5, atol=1e-6)
         assert count == valid.sum()
 
-    def test_bit_strings_and_their_gradient(self, n, d, threads, monkeypatch):
-        wide = 3 * torch.randn(n, d + 4)
-        logits, valid = wide[:, : min(d, 9)], torch.rand(n) > 0.2
-        wide[~valid] = math.nan
-        strings = rows.bit_strings(logits, valid)
-        torch.testing.assert_close(
-            strings, plain(monkeypatch, rows.bit_strings, logits, valid), rtol=1e-5, atol=1e-30
-        )
-        assert torch.allclose(strings.sum(1), valid.float())
-        grad, outs = torch.randn_like(strings), [torch.full_like(wide, 5.0) for _ in range(2)]
-        parts = [out[:, : logits.shape[1]] for out in outs]
-        rows.bit_strings_slope(logits, valid, strings, grad.clone(), parts[0])
-        plain(monkeypatch, rows.bit_strings_slope, logits, valid, strings, grad.clone(), parts[1])
-        torch.testing.assert_close(*parts, rtol=1e-4, atol=1e-6)
-        assert not parts[0][~valid].any() and bool((outs[0][:, logits.shape[1] :] == 5).all())
+    @pytest.mark.parametrize("sides", [(3.0, 5.0), (3.0, None), (None, 5.0)])
+    @pytest.mark.parametrize("passes", [False, True])
+    def test_pull_slopes(self, n, d, threads, sides, passes, monkeypatch):
+        a, b = some_bad(n, d), torch.randn(n, 2 * d)[:, :d]
+        valid = a.isfinite().all(-1)
+        factors = [None if side is None else torch.tensor(side) for side in sides]
+        passing = torch.randn(d, n).T if passes else None
+        ours = rows.pull_slopes(a, b, valid, factors, passing)
+        wanted = plain(monkeypatch, rows.pull_slopes, a, b, valid, factors, passing)
+        for slope, other, side in zip(ours, wanted, sides, strict=True):
+            assert slope.shape == ((0,) if side is None else (n, d))
+            assert torch.equal(slope, other)
+        if sides[0] is not None:
+            left = 0 if passing is None else passing[~valid]
+            assert bool((ours[0][~valid] == left).all())
 
-    def test_bit_entropy(self, n, d, threads, monkeypatch):
-        logits, valid = 50 * torch.randn(n, d), torch.rand(n) > 0.2
-        logits[~valid] = math.nan
-        wanted = plain(monkeypatch, rows.bit_entropy, logits.double(), valid)
-        torch.testing.assert_close(
-            rows.bit_entropy(logits, valid).double(), wanted, rtol=1e-6, atol=1e-7
-        )
+    def test_counted_codes(self, n, d, threads, monkeypatch):
+        index, counted = torch.randint(-1, 5, (n, 2))[:, 1], torch.rand(n) > 0.3
+        ours, theirs = torch.ones(5, dtype=torch.int64), torch.ones(5, dtype=torch.int64)
+        skipped = rows.count_codes(index, counted, ours)
+        assert skipped == plain(monkeypatch, rows.count_codes, index, counted, theirs)
+        assert skipped == int((counted & (index < 0)).sum())
+        assert torch.equal(ours, theirs)
+        assert int(ours.sum()) - 5 + skipped == int(counted.sum())
 
     def test_ema_step(self, n, d, threads, monkeypatch):
         total, count = some_bad(n, d), torch.randint(0, 3, (n,)).float()
@@ -131,7 +130,7 @@ def test_results_do_not_depend_on_threads():
     seen = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        seen.append((rows.masked_difference(a, b, valid)[1], rows.bit_entropy(a, valid)))
+        seen.append(rows.squared_difference(a, b, valid)[0])
     torch.set_num_threads(1)
     assert seen[0] == seen[1] == seen[2]
 
@@ -146,66 +145,8 @@ def test_the_first_index_out_of_range_is_named(wrong, place):
     rows.require_in_range("op", torch.tensor([2**63 - 1]), 2**63)
 
 
-def test_two_pulls_are_two_losses():
-    z = torch.randn(40, 3, requires_grad=True)
-    codes = torch.randn(40, 3, requires_grad=True)
-    valid = torch.rand(40) > 0.3
-    loss = two_pulls(z, codes, valid, 0.25, 2.0)
-    separate = 0.25 * masked_mse(z, codes.detach(), valid)
-    separate = separate + 2 * masked_mse(z.detach(), codes, valid)
-    torch.testing.assert_close(loss, separate)
-    pairs = (torch.autograd.grad(x, (z, codes)) for x in (loss, separate))
-    for one, other in zip(*pairs, strict=True):
-        torch.testing.assert_close(one, other)
-    (slope,) = torch.autograd.grad(masked_mse(z, codes.detach(), valid), z, create_graph=True)
-    with pytest.raises(RuntimeError, match="derivative|autograd|implemented|grad"):
-        torch.autograd.grad(slope.sum(), z)
-    scaled = masked_mse(z, codes.detach(), valid) * z.mean()
-    (slope,) = torch.autograd.grad(scaled, z, create_graph=True)
-    with pytest.raises(RuntimeError, match="masked_mse_backward.*no autograd formula"):
-        torch.autograd.grad(slope.sum(), z)
-
-
-class Watched(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.seen = set()
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        self.seen.add(function.name())
-        return function(*arguments, **(keywords or {}))
-
-
-@pytest.mark.parametrize("name", ["vanilla_vp2", "bsq"])
-def test_what_is_watched_is_an_operator_and_has_the_same_bits(name):
-    quantizer = vqkern.build_quantizer(name, dim=8, codebook_size=256)
-    z = torch.randn(200, 8)
-
-    def step():
-        latents = z.clone().requires_grad_()
-        result = quantizer(latents)
-        (result.quantized.sum() + result.loss).backward()
-        return result.quantized.detach(), result.loss.detach(), latents.grad
-
-    plain = step()
-    with Watched() as watched:
-        seen = step()
-    for one, other in zip(plain, seen, strict=True):
-        assert torch.equal(one, other)
-    wanted = {"vanilla_vp2": ("masked_mse", "take_codes"), "bsq": ("on_sphere", "bit_entropies")}
-    expected = {f"vqkern::{op}" for op in wanted[name]}
-    assert {name.split(".")[0] for name in watched.seen} >= expected
-
-
-def test_they_are_proper_ops():
-    a, b, valid = torch.randn(6, 4, requires_grad=True), torch.randn(6, 4), torch.rand(6) > 0.3
-    for op, arguments in (
-        (_masked_mse_op, (a, b, valid, 1.0, 1.0, 1.0)),
-        (_bit_entropies_op, (a, valid, 3, 0.0)),
-        (_bit_entropies_op, (a, valid, 1, 0.0)),
-        (_join_index, (torch.randint(0, 2, (5, 3)), [2, 2, 2])),
-    ):
-        torch.library.opcheck(op, arguments)
-    means = _bit_entropies_op(a, valid, 3, 0.0)[2].detach()
-    one = torch.ones(())
-    torch.library.opcheck(_bit_entropies_backward, (one, one, a.detach(), valid, means, 3, 0.0))
+@needs_native
+def test_a_code_that_is_not_there_is_not_counted():
+    hits = torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(IndexError, match="not that of a code"):
+        rows.count_codes(torch.tensor([3, 4]), torch.ones(2, dtype=torch.bool), hits)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import backend as backends
@@ -22,10 +21,6 @@ def runs_natively(*rows: Tensor) -> bool:
     return built and all(
         r.device.type == "cpu" and r.dtype in (torch.float32, torch.int64) for r in rows
     )
-
-
-def _threads() -> int:
-    return torch.get_num_threads()
 
 
 def require_in_range(op: str, index: Tensor, num_codes: int) -> None:
@@ -55,7 +50,7 @@ def take_rows(codes: Tensor, index: Tensor) -> Tensor:
     codes, index = codes.contiguous(), index.contiguous()
     out = torch.empty(len(index), codes.shape[1])
     backends.native().take_rows(
-        codes.data_ptr(), index.data_ptr(), *out.shape, out.data_ptr(), _threads()
+        codes.data_ptr(), index.data_ptr(), *out.shape, out.data_ptr(), torch.get_num_threads()
     )
     return out
 
@@ -73,7 +68,7 @@ def join_digits(digits: Tensor, sizes: Sequence[int]) -> Tensor:
     joint = torch.empty(digits.shape[:-1], dtype=torch.int64)
     backends.native().join_digits(
         digits.data_ptr(), factors.data_ptr(), joint.numel(), len(bases), joint.data_ptr(),
-        _threads(),
+        torch.get_num_threads(),
     )  # fmt: skip
     return joint
 
@@ -91,7 +86,7 @@ def split_digits(joint: Tensor, sizes: Sequence[int]) -> Tensor:
     digits = torch.empty(*joint.shape, len(sizes), dtype=torch.int64)
     backends.native().split_digits(
         joint.data_ptr(), factors.data_ptr(), joint.numel(), len(sizes), digits.data_ptr(),
-        _threads(),
+        torch.get_num_threads(),
     )  # fmt: skip
     return digits
 
@@ -116,7 +111,7 @@ def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     largest, norm = torch.empty(len(rows), 1), torch.empty(len(rows), 1)
     backends.native().unit_rows(
         rows.data_ptr(), *rows.shape, unit.data_ptr(), largest.data_ptr(), norm.data_ptr(),
-        _threads(),
+        torch.get_num_threads(),
     )  # fmt: skip
     return unit, largest, norm
 
@@ -133,7 +128,7 @@ def unit_rows_slope(grad: Tensor, unit: Tensor, largest: Tensor, norm: Tensor) -
     grad, slope = grad.contiguous(), torch.empty_like(unit)
     backends.native().unit_rows_slope(
         grad.data_ptr(), unit.data_ptr(), largest.data_ptr(), norm.data_ptr(), *unit.shape,
-        slope.data_ptr(), _threads(),
+        slope.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return slope
 
@@ -160,83 +155,87 @@ def ema_step(
         return
     backends.native().ema_step(
         count.data_ptr(), total.data_ptr(), weight, *codes.shape, counts.data_ptr(),
-        totals.data_ptr(), codes.data_ptr(), _threads(),
+        totals.data_ptr(), codes.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
 
 
-def masked_difference(a: Tensor, b: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """a - b [N, D], 0 where not `valid` [N]; its sum of squares, and the number of valid rows."""
-    if not runs_natively(a, b):
-        # where() before the square: NaN in a row that is left out must not reach a gradient.
-        difference = torch.where(valid[:, None], a - b, 0)
-        return difference, difference.square().sum(), valid.sum()
-    a, b = (r if _rows_apart(r) else r.contiguous() for r in (a, b))
-    valid = valid.contiguous()
-    difference = torch.empty(a.shape)
-    total, count = backends.native().masked_difference(
-        a.data_ptr(), a.stride(0), b.data_ptr(), b.stride(0), valid.data_ptr(), *a.shape,
-        difference.data_ptr(), _threads(),
-    )  # fmt: skip
-    return difference, a.new_tensor(total), torch.tensor(count)
+def squared_difference(
+    a: Tensor, b: Tensor, valid: Tensor, through: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The sum of (a - b)^2 over the rows [N, D] that are `valid` [N], and their number.
 
-
-def bit_strings(logits: Tensor, valid: Tensor) -> Tensor:
-    """Probabilities [N, 2^b] of the strings of b independent bits with log-odds logits [N, b].
-
-    Column c holds the string whose bit m is (c >> m) & 1; rows that are not `valid` are 0.
+    a + (b - a), the value of a straight-through estimate, is written to `through` if that is given.
     """
-    n, bits = logits.shape
-    if not (runs_natively(logits) and _rows_apart(logits)):
-        strings = valid[:, None].to(logits.dtype)
-        for bit in logits.unbind(1):
-            bit = torch.where(valid, bit, 0)[:, None]
-            strings = torch.cat([strings * torch.sigmoid(-bit), strings * torch.sigmoid(bit)], 1)
-        return strings
-    strings = torch.empty(n, 2**bits)
-    backends.native().bit_strings(
-        logits.data_ptr(), logits.stride(0), valid.data_ptr(), n, bits, strings.data_ptr(),
-        _threads(),
+    if not runs_natively(a, b):
+        if through is not None:
+            torch.add(a, b - a, out=through)
+        # where() before the square: NaN in a row that is left out must not reach the sum.
+        return torch.where(valid[:, None], a - b, 0).square().sum(), valid.sum()
+    a, b, valid = *_with_rows_apart(a, b), valid.contiguous()
+    total, count = backends.native().squared_difference(
+        a.data_ptr(), a.stride(0), b.data_ptr(), b.stride(0), valid.data_ptr(), *a.shape,
+        0 if through is None else through.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
-    return strings
+    return a.new_tensor(total), torch.tensor(count)
 
 
-def bit_strings_slope(
-    logits: Tensor, valid: Tensor, strings: Tensor, grad: Tensor, out: Tensor
-) -> None:
-    """Writes the gradient to logits [N, b] of a value with `grad` to the strings [N, 2^b] to `out`,
-    laid out as logits are; 0 where not `valid`. `grad` is overwritten."""
-    n, bits = logits.shape
-    if not (
-        runs_natively(logits, grad) and _rows_apart(logits) and out.stride() == logits.stride()
-    ):
-        grad *= strings
-        for m in reversed(range(bits)):
-            zero, one = grad.chunk(2, dim=1)
-            bit = torch.where(valid, logits[:, m], 0)
-            own = one.sum(1) * torch.sigmoid(-bit) - zero.sum(1) * torch.sigmoid(bit)
-            out[:, m] = torch.where(valid, own, 0)
-            grad = zero + one
-        return
-    backends.native().bit_strings_slope(
-        logits.data_ptr(), logits.stride(0), valid.data_ptr(), n, bits, strings.data_ptr(),
-        grad.data_ptr(), out.data_ptr(), _threads(),
+def pull_slopes(
+    a: Tensor,
+    b: Tensor,
+    valid: Tensor,
+    factors: tuple[Tensor | None, Tensor | None],
+    passing: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """factors[0] (a - b) where `valid`, plus `passing` everywhere, and factors[1] (b - a) likewise.
+
+    Rows [N, D], factors without dimensions; for a factor of None, an empty tensor.
+    """
+    shapes = [a.shape if factor is not None else (0,) for factor in factors]
+    if not runs_natively(a, b, *([] if passing is None else [passing])):
+        difference = torch.where(valid[:, None], a - b, 0)
+        a_slope, b_slope = a.new_empty(shapes[0]), a.new_empty(shapes[1])
+        if factors[0] is not None:
+            torch.mul(difference, factors[0], out=a_slope)
+            if passing is not None:
+                a_slope += passing
+        if factors[1] is not None:
+            torch.mul(difference, -factors[1], out=b_slope)
+        return a_slope, b_slope
+    a, b, valid = *_with_rows_apart(a, b), valid.contiguous()
+    slopes = [torch.empty(shape) for shape in shapes]
+    numbers = [0.0 if factor is None else float(factor) for factor in factors]
+    addresses = [
+        0 if factor is None else slope.data_ptr()
+        for factor, slope in zip(factors, slopes, strict=True)
+    ]
+    passed, stride = 0, 0
+    if passing is not None:
+        (passing,) = _with_rows_apart(passing)
+        passed, stride = passing.data_ptr(), passing.stride(0)
+    backends.native().pull_slopes(
+        a.data_ptr(), a.stride(0), b.data_ptr(), b.stride(0), valid.data_ptr(), *a.shape,
+        *numbers, passed, stride, *addresses, torch.get_num_threads(),
     )  # fmt: skip
+    return slopes[0], slopes[1]
 
 
-def bit_entropy(logits: Tensor, valid: Tensor) -> Tensor:
-    """The sum over valid rows of the entropies, in nats, of bits with log-odds logits [N, D]."""
-    if not runs_natively(logits):
-        # h(sigmoid(x)) = softplus(x) - x sigmoid(x), symmetric in x, free of cancellation at -|x|.
-        low = -torch.where(valid[:, None], logits, 0).abs()
-        per_bit = F.softplus(low) - low * low.sigmoid()
-        return torch.where(valid[:, None], per_bit, 0).sum()
-    logits = logits.contiguous()
-    return logits.new_tensor(
-        backends.native().bit_entropy(
-            logits.data_ptr(), valid.data_ptr(), *logits.shape, _threads()
-        )
+def count_codes(index: Tensor, counted: Tensor, hits: Tensor) -> Tensor:
+    """Adds to hits [K] at index [N] where `counted` [N]; returns how many counted ones are -1."""
+    if not (runs_natively(index, hits) and hits.is_contiguous()):
+        found = index >= 0
+        hits.scatter_add_(0, index.clamp_min(0), (counted & found).long())
+        return (counted & ~found).sum()
+    index, counted = index.contiguous(), counted.contiguous()
+    skipped = backends.native().count_codes(
+        index.data_ptr(), counted.data_ptr(), index.numel(), hits.numel(), hits.data_ptr()
     )
+    return torch.tensor(skipped)
 
 
-def _rows_apart(matrix: Tensor) -> bool:
+def rows_apart(matrix: Tensor) -> bool:
+    """Whether a kernel that takes the distance between rows can read this matrix."""
     return matrix.stride(1) == 1 or matrix.shape[1] == 1
+
+
+def _with_rows_apart(*matrices: Tensor) -> list[Tensor]:
+    return [matrix if rows_apart(matrix) else matrix.contiguous() for matrix in matrices]

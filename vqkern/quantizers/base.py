@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.checks import require_float
-from ..ops.direct import direct, undifferentiated
-from ..ops.rows import masked_difference
+from ..ops.rows import count_codes
 from .ranks import number_of_ranks, sum_over_ranks
 
 
@@ -37,6 +36,17 @@ class Usage(NamedTuple):
     skipped: int
 
 
+@torch.library.custom_op("vqkern::count_codes", mutates_args=("hits",))
+def _count_codes(index: Tensor, counted: Tensor, hits: Tensor) -> Tensor:
+    """Adds to hits [K] at index [N] where `counted` [N]; returns how many counted ones are -1."""
+    return count_codes(index, counted, hits)
+
+
+@_count_codes.register_fake
+def _(index: Tensor, counted: Tensor, hits: Tensor) -> Tensor:
+    return hits.new_empty(())
+
+
 class UsageCounter(nn.Module):
     """Counts how often each of `num_codes` codes is chosen, without synchronising with the host.
 
@@ -52,12 +62,10 @@ class UsageCounter(nn.Module):
     @torch.no_grad()
     def add(self, index: Tensor, counted: Tensor) -> None:
         """Counts index [N] where `counted` [N]; an index of -1 there is a skipped token."""
-        found = index >= 0
-        skipped = (counted & ~found).sum()
         hits = self.count
         if several := self.training and number_of_ranks() > 1:
             hits = torch.zeros_like(hits)
-        hits.scatter_add_(0, index.clamp_min(0), (counted & found).long())
+        skipped = _count_codes(index, counted, hits)
         if several:
             sum_over_ranks(hits)
             sum_over_ranks(skipped)
@@ -223,81 +231,3 @@ def require_weight(name: str, value: float) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
-
-
-def masked_mse(a: Tensor, b: Tensor, valid: Tensor) -> Tensor:
-    """Mean of (a - b)^2 over the channels of the valid rows [N]; float32, 0 if none is valid."""
-    a, b = a.float(), b.float()
-    if a.device.type == "cpu":  # elsewhere a compiler fuses the passes
-        return _masked_mse(a, b, valid, 1.0, 1.0, 1.0)[0]
-    difference, total, count = masked_difference(a, b, valid)
-    return total / (count * a.shape[1]).clamp_min(1)
-
-
-def two_pulls(
-    z: Tensor, codes: Tensor, valid: Tensor, commitment: float, codebook_weight: float
-) -> Tensor:
-    """commitment mse(z, sg codes) + codebook_weight mse(sg z, codes), as in `masked_mse`.
-
-    Both have one value, and on the CPU one pass.
-    """
-    if z.device.type == "cpu":
-        weights = commitment + codebook_weight, commitment, codebook_weight
-        return _masked_mse(z.float(), codes.float(), valid, *weights)[0]
-    to_codes = commitment * masked_mse(z, codes.detach(), valid)
-    return to_codes + codebook_weight * masked_mse(z.detach(), codes, valid)
-
-
-def _masked_mse_of(
-    a: Tensor, b: Tensor, valid: Tensor, weight: float, a_weight: float, b_weight: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """weight times the mean, the difference [N, D] and what its sum of squares is divided by; the
-    gradients are those of the mean times a_weight and b_weight."""
-    difference, total, count = masked_difference(a, b, valid)
-    numbers = (count * a.shape[1]).clamp_min(1).to(a.dtype)
-    return weight * total / numbers, difference, numbers
-
-
-_masked_mse_op = torch.library.custom_op("vqkern::masked_mse", _masked_mse_of, mutates_args=())
-
-
-@_masked_mse_op.register_fake
-def _(a, b, valid, weight, a_weight, b_weight):
-    return a.new_empty(()), a.new_empty(a.shape), a.new_empty(())
-
-
-def _masked_mse_backward_of(
-    grad: Tensor, difference: Tensor, numbers: Tensor, weight: float
-) -> Tensor:
-    return difference * (2 * weight * grad / numbers)
-
-
-# An op without a derivative of its own: asking for a second derivative raises.
-_masked_mse_backward_op = torch.library.custom_op(
-    "vqkern::masked_mse_backward", _masked_mse_backward_of, mutates_args=()
-)
-_masked_mse_backward = undifferentiated(_masked_mse_backward_of, _masked_mse_backward_op)
-
-
-@_masked_mse_backward_op.register_fake
-def _(grad, difference, numbers, weight):
-    return torch.empty_like(difference)
-
-
-def _setup_context(ctx, inputs, output):
-    *_, ctx.a_weight, ctx.b_weight = inputs
-    _, difference, numbers = output
-    ctx.mark_non_differentiable(difference, numbers)
-    ctx.save_for_backward(difference, numbers)
-
-
-def _backward(ctx, grad, _grad_difference, _grad_numbers):
-    to_a, to_b, *_ = ctx.needs_input_grad
-    kept = ctx.saved_tensors
-    a_grad = _masked_mse_backward(grad, *kept, ctx.a_weight) if to_a else None
-    b_grad = _masked_mse_backward(grad, *kept, -ctx.b_weight) if to_b else None
-    return a_grad, b_grad, None, None, None, None
-
-
-_masked_mse_op.register_autograd(_backward, setup_context=_setup_context)
-_masked_mse = direct(_masked_mse_of, _masked_mse_op, _setup_context, _backward)

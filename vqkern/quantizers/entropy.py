@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..ops.bits import bit_entropy, bit_strings, bit_strings_slope
 from ..ops.direct import direct
-from ..ops.rows import bit_entropy, bit_strings, bit_strings_slope
 
 
 def bit_entropies(

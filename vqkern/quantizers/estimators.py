@@ -29,7 +29,7 @@ Estimator = Callable[[Tensor, Tensor], Tensor] | CodesEstimator
 
 def straight_through(z: Tensor, nearest: Tensor) -> Tensor:
     """`nearest` forward, the identity of z backward (van den Oord et al. 2017)."""
-    return z + (nearest - z).detach()
+    return z + (nearest - z.detach()).detach()
 
 
 def rotation_trick(z: Tensor, nearest: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.checks import common_dtype, require_index
-from .base import Quantizer, require_weight, two_pulls
+from .base import Quantizer, require_weight
 from .estimators import estimate
+from .pulls import two_pulls
 from .structure import Structured, checked_parts, estimator_of_sum
 
 VAR_PATCH_SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.checks import common_dtype
-from .base import Quantizer, QuantizeResult, Usage, masked_mse, require_weight
+from .base import Quantizer, QuantizeResult, Usage, require_weight
+from .pulls import masked_mse
 from .structure import checked_parts
 
 FORMS = ("around", "after")

@@ -1,4 +1,7 @@
-"""FSQ's rounding as operators: each channel bounded by a tanh and rounded, index and gradient."""
+"""Rounding channels by themselves, as operators.
+
+FSQ's: bounded by a tanh and rounded, index and gradient. That of one bit a channel: signs.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..ops.rows import join_digits
+from ..ops import bits
+from ..ops.rows import join_digits, require_in_range
 
 
 def _bounded(rows: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,3 +90,36 @@ def round_channels(rows: Tensor, terms: Tensor) -> Tensor:
     and the bound as it is. A row that is not finite gives NaN, and no gradient.
     """
     return _round_channels(rows, terms)[0]
+
+
+@torch.library.custom_op("vqkern::sign_index", mutates_args=())
+def sign_index(rows: Tensor) -> Tensor:
+    """Joint index int64 [N] of rows [N, D]: bit m says whether channel m is positive; -1 where a
+    row is not finite."""
+    return bits.sign_index(rows)
+
+
+@sign_index.register_fake
+def _(rows: Tensor) -> Tensor:
+    return rows.new_empty(len(rows), dtype=torch.int64)
+
+
+@torch.library.custom_op("vqkern::sign_values", mutates_args=())
+def _sign_values(index: Tensor, dim: int, magnitude: float) -> Tensor:
+    require_in_range("sign_values", index, 2**dim)
+    return bits.sign_values(index, dim, magnitude)
+
+
+@_sign_values.register_fake
+def _(index: Tensor, dim: int, magnitude: float) -> Tensor:
+    return index.new_empty(len(index), dim, dtype=torch.float32)
+
+
+def sign_values(index: Tensor, dim: int, magnitude: float) -> Tensor:
+    """float32 [..., dim]: +-magnitude by the bits of index [...]; NaN for -1.
+
+    Raises:
+        IndexError: an index is below -1 or not below 2^dim.
+    """
+    values = _sign_values(index.reshape(-1).long(), dim, magnitude)
+    return values.reshape(*index.shape, dim)

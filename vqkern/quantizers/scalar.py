@@ -10,17 +10,12 @@ import torch
 from torch import Tensor
 
 from ..ops.checks import common_dtype
-from .base import Usage, masked_mse, require_weight
+from .base import Usage, require_weight
 from .entropy import bit_entropies
 from .estimators import straight_through
-from .joint_index import (
-    MAX_EXPLICIT_CODES,
-    JointCounter,
-    join_index,
-    joint_size,
-    split_index,
-)
-from .rounding import round_channels, round_index
+from .joint_index import MAX_EXPLICIT_CODES, JointCounter, joint_size, split_index
+from .pulls import masked_mse, pulled_through
+from .rounding import round_channels, round_index, sign_index, sign_values
 from .sphere import on_sphere
 from .structure import Composable
 
@@ -76,14 +71,6 @@ class ScalarQuantizer(Composable):
         """A copy: there is nothing to fold."""
         return copy.deepcopy(self)
 
-    def _digits(self, latents: Tensor) -> Tensor:
-        """Which value each channel of latents takes, int64 [..., dim]; any if it is not finite."""
-        raise NotImplementedError
-
-    def _values(self, digits: Tensor) -> Tensor:
-        """The values behind digits, float32."""
-        raise NotImplementedError
-
     def _compared(self, latents: Tensor, index: Tensor) -> Tensor:
         """What the commitment compares with the values: the latents as they are rounded, anything
         where the index is -1."""
@@ -92,37 +79,30 @@ class ScalarQuantizer(Composable):
     def _snapshot(self) -> None:
         return None
 
-    def _assign(self, latents: Tensor, codes: None) -> Tensor:
-        wide = latents.detach().to(common_dtype(latents))
-        # x - x is 0 for finite x alone. One digit of -1 makes an index of -1.
-        digits = self._digits(wide).masked_fill_(wide - wide != 0, -1)
-        return join_index(digits, self.levels)
-
-    def _take(self, codes: None, index: Tensor) -> Tensor:
-        digits = split_index(index, self.levels)
-        return self._values(digits).masked_fill_((index < 0)[..., None], torch.nan)
-
     def _train(self, latents: Tensor, index: Tensor, codes: None) -> tuple[Tensor, Tensor]:
         nearest, compared = self._take(codes, index), self._compared(latents, index)
-        quantized = straight_through(compared, nearest.to(compared.dtype)).to(latents.dtype)
-        return quantized, self._pull(compared, nearest, index)
+        loss = self._spread(compared, index)
+        if self.commitment == 0:
+            quantized = straight_through(compared, nearest.to(compared.dtype))
+            return quantized.to(latents.dtype), loss
+        rows = compared.reshape(-1, self.dim), nearest.reshape(-1, self.dim)
+        quantized, pull = pulled_through(*rows, index.flatten() >= 0, self.commitment, 0.0)
+        return quantized.reshape(latents.shape).to(latents.dtype), loss + pull
 
     def _estimate(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: None) -> Tensor:
         compared = self._compared(latents, index)
         return straight_through(compared, nearest.to(compared.dtype)).to(latents.dtype)
 
     def _learn(self, latents: Tensor, nearest: Tensor, index: Tensor, codes: None) -> Tensor:
-        return self._pull(self._compared(latents, index), nearest, index)
-
-    def _settle(self, latents: Tensor, index: Tensor, codes: None) -> Tensor:
-        return self._spread(self._compared(latents, index), index)
-
-    def _pull(self, compared: Tensor, nearest: Tensor, index: Tensor) -> Tensor:
+        compared = self._compared(latents, index)
         loss = self._spread(compared, index)
         if self.commitment == 0:
             return loss
-        rows, codes = compared.reshape(-1, self.dim), nearest.reshape(-1, self.dim)
-        return loss + self.commitment * masked_mse(rows, codes, index.flatten() >= 0)
+        rows = compared.reshape(-1, self.dim), nearest.reshape(-1, self.dim)
+        return loss + self.commitment * masked_mse(*rows, index.flatten() >= 0)
+
+    def _settle(self, latents: Tensor, index: Tensor, codes: None) -> Tensor:
+        return self._spread(self._compared(latents, index), index)
 
     def _spread(self, compared: Tensor, index: Tensor) -> Tensor:
         """The loss that spreads latents over the codes."""
@@ -201,9 +181,10 @@ class FSQ(ScalarQuantizer):
     def _rows(self, latents: Tensor) -> Tensor:
         return latents.reshape(-1, self.dim).to(common_dtype(latents))
 
-    def _values(self, digits: Tensor) -> Tensor:
+    def _take(self, codes: None, index: Tensor) -> Tensor:
         half_width = (self.level // 2).float()
-        return digits.float().sub_(half_width).div_(half_width)
+        values = split_index(index, self.levels).float().sub_(half_width).div_(half_width)
+        return values.masked_fill_((index < 0)[..., None], torch.nan)
 
     def _compared(self, latents: Tensor, index: Tensor) -> Tensor:
         # NaN rows through the tanh would turn a gradient of 0 into NaN.
@@ -261,11 +242,12 @@ class BinaryQuantizer(ScalarQuantizer):
         self.temperature = temperature
         self.joint_bits = joint_bits
 
-    def _digits(self, latents: Tensor) -> Tensor:
-        return (latents > 0).long()
+    def _assign(self, latents: Tensor, codes: None) -> Tensor:
+        rows = latents.detach().reshape(-1, self.dim).to(common_dtype(latents))
+        return sign_index(rows).reshape(latents.shape[:-1])
 
-    def _values(self, digits: Tensor) -> Tensor:
-        return digits.float().mul_(2 * self.magnitude).sub_(self.magnitude)
+    def _take(self, codes: None, index: Tensor) -> Tensor:
+        return sign_values(index, self.dim, self.magnitude)
 
     def _spread(self, compared: Tensor, index: Tensor) -> Tensor:
         loss = super()._spread(compared, index)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ..ops import code_sums
 from ..ops.rows import ema_step
 from .anchors import Anchors, farthest_features, nearest_features, random_features
-from .base import masked_mse, require_weight
+from .base import require_weight
 from .codes import Table
+from .pulls import masked_mse
 from .ranks import sum_over_ranks
 
 

@@ -8,14 +8,7 @@ from torch import Tensor, nn
 from ..ops import nearest_code
 from ..ops.take_codes import take_codes
 from .alignment import Alignment
-from .base import (
-    Quantizer,
-    Usage,
-    UsageCounter,
-    masked_mse,
-    require_weight,
-    two_pulls,
-)
+from .base import Quantizer, Usage, UsageCounter, require_weight
 from .codes import Table
 from .estimators import (
     Estimator,
@@ -25,6 +18,7 @@ from .estimators import (
     straight_through,
 )
 from .kmeans import kmeans
+from .pulls import masked_mse, pulled_through, two_pulls
 from .updates import Gradient
 
 
@@ -114,6 +108,11 @@ class VectorQuantizer(Quantizer):
 
     def _train(self, latents: Tensor, index: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         nearest = take_codes(codes, index)
+        if self.estimator is straight_through and type(self.update) is Gradient:
+            rows, flat = latents.reshape(-1, self.dim), index.flatten() >= 0
+            weights = self.commitment, self.update.weight
+            quantized, loss = pulled_through(rows, nearest.reshape(rows.shape), flat, *weights)
+            return quantized.reshape(latents.shape), loss + self._settle(latents, index, codes)
         # Before the step, which may overwrite the codes.
         quantized = self._estimate(latents, nearest.detach().to(latents.dtype), index, codes)
         return quantized, self._learn(latents, nearest, index, codes)

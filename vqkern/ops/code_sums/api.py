@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ... import backend as backends
 from ..checks import require_float, require_index, require_matrix, require_same_device
+from ..direct import direct
 from ..rows import require_in_range
 from . import reference
 
@@ -73,8 +74,7 @@ def code_sums(z: Tensor, index: Tensor, num_codes: int, *, backend: str = "auto"
 
 
 # The sums come first: torch.library.opcheck adds outputs up, and an integer cannot take a float.
-@torch.library.custom_op("vqkern::code_sums", mutates_args=())
-def _code_sums(z: Tensor, index: Tensor, num_codes: int, backend: str) -> tuple[Tensor, Tensor]:
+def _code_sums_of(z: Tensor, index: Tensor, num_codes: int, backend: str) -> tuple[Tensor, Tensor]:
     require_in_range("code_sums", index, num_codes)
     if backend == "cpp":
         from . import native
@@ -89,7 +89,10 @@ def _code_sums(z: Tensor, index: Tensor, num_codes: int, backend: str) -> tuple[
     return total, count
 
 
-@_code_sums.register_fake
+_code_sums_op = torch.library.custom_op("vqkern::code_sums", _code_sums_of, mutates_args=())
+
+
+@_code_sums_op.register_fake
 def _(z: Tensor, index: Tensor, num_codes: int, backend: str) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
     return (
@@ -112,4 +115,5 @@ def _backward(ctx, grad_total, _grad_count):
     return torch.where((index >= 0)[:, None], rows, 0).to(ctx.dtype), None, None, None
 
 
-_code_sums.register_autograd(_backward, setup_context=_setup_context)
+_code_sums_op.register_autograd(_backward, setup_context=_setup_context)
+_code_sums = direct(_code_sums_of, _code_sums_op, _setup_context, _backward)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ... import backend as backends
 from ..checks import common_dtype, require_float, require_matrix, require_same_device
 from ..code_sums.api import code_sums
+from ..direct import direct
 from . import reference
 
 METRICS = ("l2", "cosine")
@@ -100,8 +101,7 @@ def _choose(z: Tensor, codes: Tensor, metric: str, backend: str) -> str:
 
 # The distance comes first: torch.library.opcheck adds outputs up, and an integer cannot take a
 # float.
-@torch.library.custom_op("vqkern::nearest_code", mutates_args=())
-def _nearest_code(z: Tensor, codes: Tensor, metric: str, backend: str) -> tuple[Tensor, Tensor]:
+def _nearest_code_of(z: Tensor, codes: Tensor, metric: str, backend: str) -> tuple[Tensor, Tensor]:
     if backend == "cpp":
         from . import native
 
@@ -119,7 +119,12 @@ def _nearest_code(z: Tensor, codes: Tensor, metric: str, backend: str) -> tuple[
     return distance, index
 
 
-@_nearest_code.register_fake
+_nearest_code_op = torch.library.custom_op(
+    "vqkern::nearest_code", _nearest_code_of, mutates_args=()
+)
+
+
+@_nearest_code_op.register_fake
 def _(z: Tensor, codes: Tensor, metric: str, backend: str) -> tuple[Tensor, Tensor]:
     n = z.shape[0]
     return z.new_empty(n, dtype=common_dtype(z, codes)), z.new_empty(n, dtype=torch.int64)
@@ -175,4 +180,5 @@ def _backward(ctx, grad_distance, _grad_index):
     return z_grad, codes_grad, None, None
 
 
-_nearest_code.register_autograd(_backward, setup_context=_setup_context)
+_nearest_code_op.register_autograd(_backward, setup_context=_setup_context)
+_nearest_code = direct(_nearest_code_of, _nearest_code_op, _setup_context, _backward)
