@@ -193,7 +193,7 @@ class TestBits:
         assert torch.allclose(own, soft_entropies(u, 1.0, 1.0)[0])
         blocks = [soft_entropies(block, 1.0, 1.0)[1] for block in u.split(bits, dim=1)]
         torch.testing.assert_close(spread, sum(blocks))
-        assert float(spread) >= float(soft_entropies(u, 1.0, 1.0)[1]) - 1e-12
+        assert spread.item() >= soft_entropies(u, 1.0, 1.0)[1].item() - 1e-12
         (gradient,) = torch.autograd.grad(own - spread, logits)
         assert bool(gradient.isfinite().all()) and not gradient[~valid].any()
 
