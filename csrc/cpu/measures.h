@@ -66,7 +66,9 @@ struct SquaredL2 {
         return compare_distances(z + i * dim, codes + a * dim, codes + b * dim, dim);
     }
     double squared(int64_t, double key) const { return key * screen_unit; }
-    double distance(int64_t, double key) const { return key / scale / scale; }
+    double distance(int64_t, double key) const {
+        return sizeof(T) == 4 ? key : key / scale / scale;
+    }
 };
 
 // argmax z.e / |e|; the key is minus the cosine. Each vector has a power of two that brings it near 1, and a

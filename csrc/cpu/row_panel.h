@@ -94,9 +94,16 @@ class RowPanel final : public Hits {
 
     // The nearest code of a row that did not overflow, and how many codes were measured for it.
     const Nearest<Measure>& finish(int r, int64_t& measured) {
-        measure_held(r);
-        measured += rows_[r].measured;
-        return rows_[r].nearest;
+        Row& row = rows_[r];
+        const Candidate& first = row.candidates[0];
+        if (row.held == 1 && first.place < codebook_->k) {  // nothing is left that a bound would spare
+            row.measured += first.lower <= panel.upper[r];
+            if (first.lower <= panel.upper[r]) row.nearest.offer(packed_->code_at(first.place));
+        } else {
+            measure_held(r);
+        }
+        measured += row.measured;
+        return row.nearest;
     }
 
     Panel panel;

@@ -10,6 +10,7 @@ import torch
 import vqkern
 from vqkern import bench
 from vqkern.bench import Case, Comparison, Contestant, Result, Verdict, compare
+from vqkern.bench import measure
 from vqkern.bench.measure import HALF_MATMUL, NATIVE_PEAK, TORCH_MATMUL, interleave
 from vqkern.bench.memory import PEAK_RESET, Memory, MemoryProbe
 from vqkern.bench.operations import OPERATIONS, judge_mmd, judge_nearest, judge_sums
@@ -154,6 +155,20 @@ def test_all_contestants_run_or_say_why(op):
             assert result.verdict.error is None or result.verdict.error < 1e-4
     assert comparison.ours is not None
     assert comparison.yardsticks[TORCH_MATMUL] > 0
+
+
+def test_the_native_peak_is_a_median_over_the_rounds(monkeypatch):
+    rates = [90.0, 10.0, 30.0]
+    given = []
+
+    def peak():
+        given.append(rates[len(given) % 3])
+        return given[-1]
+
+    monkeypatch.setattr(measure, "_native_peak", lambda case: peak)
+    comparison = compare(Case(65, 33, 5), contestants=[], seconds=1e-6)
+    assert given == rates and comparison.yardsticks[NATIVE_PEAK] == 30.0
+    assert comparison.results == []
 
 
 # Failures
