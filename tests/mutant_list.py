@@ -83,15 +83,25 @@ MUTANTS = [
     ),
     Mutant(
         "home-blocks-alone", "search", CPU + "cells.inc",
-        "if (own >= 0 && own < kBoxes) near[row] &= ~(1u << own);",
-        "if (own >= 0 && own < kBoxes) near[row] = 0;",
+        "own >= 0 && own < kBoxes ? there & ~(1u << own) : there;",
+        "own >= 0 && own < kBoxes ? 0 : there;",
         "among neighbouring blocks, a row meets the cells of its own alone",
     ),
     Mutant(
         "last-block-of-cells-dropped", "search", CPU + "cells.inc",
-        "const uint32_t there = left < kBoxes ? (1u << left) - 1 : (1u << kBoxes) - 1;",
-        "const uint32_t there = left < kBoxes ? 0 : (1u << kBoxes) - 1;",
+        "return left < kBoxes ? (1u << left) - 1 : (1u << kBoxes) - 1;",
+        "return left < kBoxes ? 0 : (1u << kBoxes) - 1;",
         "the last, partial block of cells is not met",
+    ),
+    Mutant(
+        "box-without-upper-side", "search", CPU + "cells.inc",
+        "sub(x, min(max(x, least), most))", "sub(x, min(max(x, least), x))",
+        "a cell below a row counts as if the row were inside it",
+    ),
+    Mutant(
+        "lone-candidate-of-many", "search", CPU + "row_panel.h",
+        "if (row.held == 1 && first", "if (row.held >= 1 && first",
+        "of several candidates that are left, the first alone is measured",
     ),
     Mutant(
         "cells-without-slack", "search", CPU + "cells.inc",
@@ -459,5 +469,25 @@ MUTANTS = [
         "mean[b * dim + i] = shift.data[b * padded + i] + sum[i] / size;",
         "mean[b * dim + i] = sum[i] / size;",
         "means are relative to the shift",
+    ),
+    Mutant(
+        "zero-is-a-one", "rows", CPU + "bits.cpp",
+        "row[m] > 0.0f", "row[m] >= 0.0f",
+        "a channel of zero gets the bit of a positive one",
+    ),
+    Mutant(
+        "pull-without-mask", "rows", CPU + "rows.cpp",
+        "const bool valid = pairs.valid[i];", "const bool valid = true;",
+        "rows that are left out are pulled",
+    ),
+    Mutant(
+        "nothing-passes-left-out-rows", "rows", CPU + "rows.cpp",
+        "std::copy_n(passed, dim, out);", "std::fill_n(out, dim, 0.0f);",
+        "the straight-through gradient ends at rows that are left out",
+    ),
+    Mutant(
+        "masked-codes-count", "rows", CPU + "rows.cpp",
+        "hits[index[i]] += counted[i];", "hits[index[i]] += 1;",
+        "usage counts masked positions",
     ),
 ]  # fmt: skip

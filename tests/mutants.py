@@ -44,6 +44,7 @@ SUITES: dict[str, tuple[list[str], bool]] = {
         ],
         False,
     ),
+    "rows": (["tests/ops/test_rows.py", "tests/ops/test_bits.py"], False),
     "sums": (["tests/ops/test_code_sums_edges.py", "tests/ops/test_code_sums.py"], False),
     "alignment": (["tests/ops/test_squared_mmd.py", "tests/ops/test_gaussian_w2.py"], False),
     "triton": (
