@@ -94,9 +94,9 @@ MUTANTS = [
         "the last, partial block of cells is not met",
     ),
     Mutant(
-        "box-without-upper-side", "search", CPU + "cells.inc",
-        "sub(x, min(max(x, least), most))", "sub(x, min(max(x, least), x))",
-        "a cell below a row counts as if the row were inside it",
+        "box-by-its-far-side", "search", CPU + "cells.inc",
+        "sub(x, min(max(x, least), most))", "sub(x, min(x, least))",
+        "a cell is as far from a row as its far side",
     ),
     Mutant(
         "lone-candidate-of-many", "search", CPU + "row_panel.h",
@@ -489,5 +489,15 @@ MUTANTS = [
         "masked-codes-count", "rows", CPU + "rows.cpp",
         "hits[index[i]] += counted[i];", "hits[index[i]] += 1;",
         "usage counts masked positions",
+    ),
+    Mutant(
+        "index-among-the-kinds", "search", CPU + "repeats.h",
+        "if (index[i] >= 0) index[i] = codes.first[index[i]];", "",
+        "where codes are repeated, the index counts kinds of them",
+    ),
+    Mutant(
+        "copies-without-distance", "search", CPU + "repeats.h",
+        "distance[rows[j]] = distance[first];", "",
+        "of equal rows the first alone gets a distance",
     ),
 ]  # fmt: skip

@@ -37,6 +37,7 @@ SUITES: dict[str, tuple[list[str], bool]] = {
     "search": (
         [
             "tests/ops/test_nearest_code_cells.py",
+            "tests/ops/test_nearest_code_repeats.py",
             "tests/ops/test_nearest_code_edges.py",
             "tests/ops/test_nearest_code.py",
             "tests/ops/test_nearest_code_metrics.py",

@@ -66,6 +66,10 @@ struct SquaredL2 {
         return compare_distances(z + i * dim, codes + a * dim, codes + b * dim, dim);
     }
     double squared(int64_t, double key) const { return key * screen_unit; }
+    // For some of the codes, copied.
+    SquaredL2 among(const T* copies, const std::vector<int64_t>&) const {
+        return {z, copies, dim, scale, screen_unit};
+    }
     double distance(int64_t, double key) const {
         return sizeof(T) == 4 ? key : key / scale / scale;
     }
@@ -96,6 +100,12 @@ struct Cosine {
         return compare_cosines(z + i * dim, codes + a * dim, codes + b * dim, dim);
     }
     double squared(int64_t, double key) const { return 2.0 * (1.0 + key); }
+    // For some of the codes, copied.
+    Cosine among(const T* copies, const std::vector<int64_t>& of) const {
+        Cosine some = {z, copies, dim, rows, {}};
+        for (int64_t k : of) some.of_codes.push_back(of_codes[k]);
+        return some;
+    }
     double distance(int64_t, double key) const { return std::fmin(std::fmax(1.0 + key, 0.0), 2.0); }
 };
 

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "search.h"
+#include "repeats.h"
 
 namespace vqkern {
 namespace {
@@ -78,15 +78,15 @@ typename Cosine<T>::Length length_of(const T* x, int64_t dim) {
     return {scale, std::sqrt(squared)};
 }
 
-void search_l2(std::vector<int64_t> rows, const float* z, const float* codes, int64_t n, int64_t k,
+void search_l2(const std::vector<int64_t>& rows, const float* z, const float* codes, int64_t n, int64_t k,
                int64_t dim, int64_t* index, float* distance, int threads,
                const SearchKernels& kernels, SearchCounts& counts) {
     const SquaredL2<float> measure = {z, codes, dim, 1.0, 1.0};
     const Screened screened = {z, codes, n, k, dim};
-    search_rows(std::move(rows), measure, screened, kernels, index, distance, threads, counts);
+    search_kinds(rows, measure, screened, kernels, index, distance, threads, counts);
 }
 
-void search_l2(std::vector<int64_t> rows, const double* z, const double* codes, int64_t n, int64_t k,
+void search_l2(const std::vector<int64_t>& rows, const double* z, const double* codes, int64_t n, int64_t k,
                int64_t dim, int64_t* index, double* distance, int threads,
                const SearchKernels& kernels, SearchCounts& counts) {
     double code = 0.0, row = 0.0;
@@ -104,7 +104,7 @@ void search_l2(std::vector<int64_t> rows, const double* z, const double* codes, 
     Screened screened = {stand_ins.z.data, stand_ins.codes.data, n, k, dim, true, kRelative, 0x1p-90};
     const double unit = screen_scale / scale;
     const SquaredL2<double> measure = {z, codes, dim, scale, unit * unit};
-    search_rows(std::move(rows), measure, screened, kernels, index, distance, threads, counts);
+    search_kinds(rows, measure, screened, kernels, index, distance, threads, counts);
 }
 
 template <typename T>
@@ -146,7 +146,7 @@ void search_cosine(std::vector<int64_t> rows, const T* z, const T* codes, int64_
     stand_ins.fill(codes, k, dim, threads, code_factor, stand_ins.codes);
     const Screened screened = {stand_ins.z.data,  stand_ins.codes.data, n, k, dim, true, kRelative,
                                kAbsolute + dim * 0x1p-50};
-    search_rows(std::move(rows), measure, screened, kernels, index, distance, threads, counts);
+    search_kinds(rows, measure, screened, kernels, index, distance, threads, counts);
 }
 
 }  // namespace
@@ -174,7 +174,7 @@ SearchCounts nearest_code(const T* z, const T* codes, int64_t n, int64_t k, int6
     if (cosine) {
         search_cosine(std::move(rows), z, codes, n, k, dim, index, distance, threads, kernels, counts);
     } else {
-        search_l2(std::move(rows), z, codes, n, k, dim, index, distance, threads, kernels, counts);
+        search_l2(rows, z, codes, n, k, dim, index, distance, threads, kernels, counts);
     }
     return counts;
 }

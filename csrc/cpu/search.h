@@ -191,12 +191,13 @@ struct Search {
     }
 };
 
-// Rows that one way cannot decide go to the next, and after the last screen to a scan of all codes.
+// Rows that one way cannot decide go to the next, and after the last screen to a scan of all codes; returns those
+// that do.
 template <typename T, typename Measure>
-void search_rows(std::vector<int64_t> rows, const Measure& measure, const Screened& screened,
-                 const SearchKernels& kernels, int64_t* index, T* distance, int threads,
-                 SearchCounts& counts) {
-    if (rows.empty()) return;
+std::vector<int64_t> search_rows(std::vector<int64_t> rows, const Measure& measure,
+                                 const Screened& screened, const SearchKernels& kernels,
+                                 int64_t* index, T* distance, int threads, SearchCounts& counts) {
+    if (rows.empty()) return rows;
     Codebook codebook(screened);
     const Search<T, Measure> search = {measure, screened, codebook, index, distance, threads};
     const int64_t dim = screened.dim;
@@ -222,6 +223,7 @@ void search_rows(std::vector<int64_t> rows, const Measure& measure, const Screen
         cells = false;
     }
     if (!rows.empty()) search.scan(rows, counts);
+    return rows;
 }
 
 }  // namespace vqkern

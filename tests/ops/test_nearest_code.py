@@ -180,7 +180,8 @@ def test_the_screen_decides_ordinary_rows(kernel):
     _, _, counts = native.search(z, codes, kernel)
     assert counts["certified"] == 500 and counts["scanned"] == 0
     assert counts["candidates"] <= 10 * 500
-    _, _, counts = native.search(z[:5], torch.ones(20000, 8), kernel)
+    unit = torch.nn.functional.normalize(codes, dim=1)
+    _, _, counts = native.search(1e-12 * z[:5], unit, kernel)
     assert counts["scanned"] == 5
 
 

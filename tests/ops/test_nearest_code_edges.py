@@ -64,9 +64,13 @@ def shell(centre, count, radius):
     return centre + (radius * directions).round().long()
 
 
-def among_zeros(codes, zeros):
-    """Shuffled with zero vectors, which make 0 the median, and so the centre, of every channel."""
-    table = torch.cat([codes, torch.zeros(zeros, codes.shape[1], dtype=torch.int64)])
+def among_zeros(codes, count):
+    """Shuffled with `count` vectors of one small number, positive or negative, in some channel: the
+    others' zeros are the median, and so the centre, of every channel, and no two codes are equal."""
+    d, i = codes.shape[1], torch.arange(count)
+    fill = torch.zeros(count, d, dtype=torch.int64)
+    fill[i, i % d] = (1 + i // (2 * d)) * (1 - 2 * (i // d % 2))
+    table = torch.cat([codes, fill])
     return table[torch.randperm(len(table))]
 
 
@@ -156,7 +160,7 @@ class TestCandidates:
     @every_kernel
     def test_ties_of_all_groups_go_to_the_lowest_index(self, kernel):
         first = whole(50, 40, 8)
-        codes = torch.cat([first, whole(50, 1000, 8) + 200, first.flip(0), first])
+        codes = torch.cat([first, whole(50, 2000, 8) + 200, first.flip(0), first])
         check(kernel, torch.cat([first, first + whole(1, 40, 8)]), codes)
 
 
@@ -354,11 +358,12 @@ class TestRowsAndThreads:
         z[20] = math.nan
         index, distance, _ = native.search(z, codes, kernel)
         for row in range(60):
-            # One row is scanned, three equal ones are screened alone.
-            for copies in (1, 3):
-                alone = native.search(z[row].repeat(copies, 1), codes, kernel)
-                assert alone[0].tolist() == [int(index[row])] * copies
-                assert torch.equal(alone[1], distance[row].expand(copies))
+            # One row is scanned, three are screened.
+            for others in (0, 2):
+                among = torch.cat([z[row : row + 1], torch.randn(others, 9)])
+                again = native.search(among, codes, kernel)
+                assert int(again[0][0]) == int(index[row])
+                assert torch.equal(again[1][0], distance[row])
 
     @every_kernel
     def test_threads_do_not_change_a_bit(self, kernel):
