@@ -158,7 +158,7 @@ def choose(op: str, requested: str, device: torch.device, supports: Mapping[str,
     if requested not in BACKENDS:
         raise BackendUnavailable(
             f"{op}: backend={requested!r} is not one of 'auto', "
-            + ", ".join(repr(b) for b in reversed(BACKENDS))
+            + ", ".join(repr(name) for name in reversed(BACKENDS) if name in supports)
         )
     if requested not in supports:
         raise BackendUnavailable(

@@ -109,9 +109,9 @@ class VectorQuantizer(Quantizer):
     def _train(self, latents: Tensor, index: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         nearest = take_codes(codes, index)
         if self.estimator is straight_through and type(self.update) is Gradient:
-            rows, flat = latents.reshape(-1, self.dim), index.flatten() >= 0
+            rows, valid = latents.reshape(-1, self.dim), index.flatten() >= 0
             weights = self.commitment, self.update.weight
-            quantized, loss = pulled_through(rows, nearest.reshape(rows.shape), flat, *weights)
+            quantized, loss = pulled_through(rows, nearest.reshape(rows.shape), valid, *weights)
             return quantized.reshape(latents.shape), loss + self._settle(latents, index, codes)
         # Before the step, which may overwrite the codes.
         quantized = self._estimate(latents, nearest.detach().to(latents.dtype), index, codes)
