@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import vqkern
 from vqkern.quantizers.entropy import _bit_entropies_backward, _bit_entropies_op
 from vqkern.quantizers.estimators import straight_through
-from vqkern.quantizers.joint_index import _join_index
+from vqkern.quantizers.joint_index import _join_index_op
 from vqkern.quantizers.pulls import (
     _masked_mse_op,
     _pulled_through_op,
@@ -134,7 +134,7 @@ def test_they_are_proper_ops():
         (_bit_entropies_op, (a, kept, 3, 0.0)),
         (_bit_entropies_op, (a, kept, 1, 0.0)),
         (_bit_entropies_backward, (one, one, a.detach(), kept, means, 3, 0.0)),
-        (_join_index, (torch.randint(0, 2, (5, 3)), [2, 2, 2])),
+        (_join_index_op, (torch.randint(0, 2, (5, 3)), [2, 2, 2])),
         (torch.ops.vqkern.sign_index, (torch.randn(6, 4),)),
         (torch.ops.vqkern.sign_values, (torch.tensor([3, 5]), 4, 0.5)),
         (

@@ -31,9 +31,9 @@ def undifferentiated(function: Callable, op: Callable) -> Callable:
     """
 
     def call(*inputs):
-        tensors = (value for value in inputs if isinstance(value, Tensor))
-        plain = not torch.is_grad_enabled() and is_ordinary(*tensors)
-        return function(*inputs) if plain else op(*inputs)
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        return op(*inputs) if wanted or not is_ordinary(*tensors) else function(*inputs)
 
     return call
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.checks import require_float
+from ..ops.direct import undifferentiated
 from ..ops.rows import count_codes
 from .ranks import number_of_ranks, sum_over_ranks
 
@@ -36,13 +37,13 @@ class Usage(NamedTuple):
     skipped: int
 
 
-@torch.library.custom_op("vqkern::count_codes", mutates_args=("hits",))
-def _count_codes(index: Tensor, counted: Tensor, hits: Tensor) -> Tensor:
-    """Adds to hits [K] at index [N] where `counted` [N]; returns how many counted ones are -1."""
-    return count_codes(index, counted, hits)
+_count_codes_op = torch.library.custom_op(
+    "vqkern::count_codes", count_codes, mutates_args=("hits",)
+)
+_count_codes = undifferentiated(count_codes, _count_codes_op)
 
 
-@_count_codes.register_fake
+@_count_codes_op.register_fake
 def _(index: Tensor, counted: Tensor, hits: Tensor) -> Tensor:
     return hits.new_empty(())
 

@@ -8,6 +8,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from ..ops.direct import undifferentiated
 from ..ops.rows import join_digits, require_in_range, split_digits
 from .base import Usage, UsageCounter
 
@@ -52,24 +53,26 @@ def split_index(index: Tensor, sizes: Sequence[int]) -> Tensor:
     return _split_index(index.long(), list(sizes))
 
 
-@torch.library.custom_op("vqkern::join_index", mutates_args=())
-def _join_index(digits: Tensor, sizes: Sequence[int]) -> Tensor:
-    return join_digits(digits, sizes)
+_join_index_op = torch.library.custom_op("vqkern::join_index", join_digits, mutates_args=())
+_join_index = undifferentiated(join_digits, _join_index_op)
 
 
-@_join_index.register_fake
+@_join_index_op.register_fake
 def _(digits: Tensor, sizes: Sequence[int]) -> Tensor:
     return digits.new_empty(digits.shape[:-1])
 
 
 # An op, because it looks at values: compiled and exported graphs keep the check.
-@torch.library.custom_op("vqkern::split_index", mutates_args=())
-def _split_index(index: Tensor, sizes: Sequence[int]) -> Tensor:
+def _split_index_of(index: Tensor, sizes: Sequence[int]) -> Tensor:
     require_in_range("split_index", index, prod(sizes))
     return split_digits(index, sizes)
 
 
-@_split_index.register_fake
+_split_index_op = torch.library.custom_op("vqkern::split_index", _split_index_of, mutates_args=())
+_split_index = undifferentiated(_split_index_of, _split_index_op)
+
+
+@_split_index_op.register_fake
 def _(index: Tensor, sizes: Sequence[int]) -> Tensor:
     return index.new_empty(*index.shape, len(sizes))
 

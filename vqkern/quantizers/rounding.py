@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..ops import bits
+from ..ops.direct import direct, undifferentiated
 from ..ops.rows import join_digits, require_in_range
 
 
@@ -28,8 +29,7 @@ def _finite(rows: Tensor) -> Tensor:
 
 
 # Not left to autograd, which would keep and pass over every step between.
-@torch.library.custom_op("vqkern::round_index", mutates_args=())
-def round_index(rows: Tensor, terms: Tensor, sizes: Sequence[int]) -> Tensor:
+def _round_index_of(rows: Tensor, terms: Tensor, sizes: Sequence[int]) -> Tensor:
     """Joint index int64 [N] of rows [N, D]; -1 where a row is not finite."""
     _, bounded = _bounded(rows, terms)
     digits = bounded.round_().add_(terms[3]).clamp_(torch.zeros_like(terms[4]), terms[4])
@@ -37,13 +37,16 @@ def round_index(rows: Tensor, terms: Tensor, sizes: Sequence[int]) -> Tensor:
     return join_digits(digits, sizes).masked_fill_(~_finite(rows), -1)
 
 
-@round_index.register_fake
+_round_index_op = torch.library.custom_op("vqkern::round_index", _round_index_of, mutates_args=())
+round_index = undifferentiated(_round_index_of, _round_index_op)
+
+
+@_round_index_op.register_fake
 def _(rows: Tensor, terms: Tensor, sizes: Sequence[int]) -> Tensor:
     return rows.new_empty(len(rows), dtype=torch.int64)
 
 
-@torch.library.custom_op("vqkern::round_channels", mutates_args=())
-def _round_channels(rows: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
+def _round_channels_of(rows: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
     """The values that rows [N, D] are rounded to, NaN where a row is not finite, and the slope of
     the bound, 0 there."""
     half, _, _, width, last = terms
@@ -57,17 +60,27 @@ def _round_channels(rows: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
     return values.masked_fill_(broken, torch.nan), slope.masked_fill_(broken, 0)
 
 
-@_round_channels.register_fake
+_round_channels_op = torch.library.custom_op(
+    "vqkern::round_channels", _round_channels_of, mutates_args=()
+)
+
+
+@_round_channels_op.register_fake
 def _(rows, terms):
     return torch.empty_like(rows), torch.empty_like(rows)
 
 
-@torch.library.custom_op("vqkern::round_channels_backward", mutates_args=())
-def _round_channels_backward(grad: Tensor, slope: Tensor, values: Tensor) -> Tensor:
+def _slopes_of(grad: Tensor, slope: Tensor, values: Tensor) -> Tensor:
     return torch.mul(grad, slope).masked_fill_(values.isnan(), 0)
 
 
-@_round_channels_backward.register_fake
+_slopes_op = torch.library.custom_op(
+    "vqkern::round_channels_backward", _slopes_of, mutates_args=()
+)
+_slopes = undifferentiated(_slopes_of, _slopes_op)
+
+
+@_slopes_op.register_fake
 def _(grad, slope, values):
     return torch.empty_like(slope)
 
@@ -79,10 +92,11 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad, _grad_slope):
-    return _round_channels_backward(grad, *ctx.saved_tensors), None
+    return _slopes(grad, *ctx.saved_tensors), None
 
 
-_round_channels.register_autograd(_backward, setup_context=_setup_context)
+_round_channels_op.register_autograd(_backward, setup_context=_setup_context)
+_round_channels = direct(_round_channels_of, _round_channels_op, _setup_context, _backward)
 
 
 def round_channels(rows: Tensor, terms: Tensor) -> Tensor:
@@ -92,25 +106,27 @@ def round_channels(rows: Tensor, terms: Tensor) -> Tensor:
     return _round_channels(rows, terms)[0]
 
 
-@torch.library.custom_op("vqkern::sign_index", mutates_args=())
-def sign_index(rows: Tensor) -> Tensor:
-    """Joint index int64 [N] of rows [N, D]: bit m says whether channel m is positive; -1 where a
-    row is not finite."""
-    return bits.sign_index(rows)
+_sign_index_op = torch.library.custom_op("vqkern::sign_index", bits.sign_index, mutates_args=())
+sign_index = undifferentiated(bits.sign_index, _sign_index_op)
 
 
-@sign_index.register_fake
+@_sign_index_op.register_fake
 def _(rows: Tensor) -> Tensor:
     return rows.new_empty(len(rows), dtype=torch.int64)
 
 
-@torch.library.custom_op("vqkern::sign_values", mutates_args=())
-def _sign_values(index: Tensor, dim: int, magnitude: float) -> Tensor:
+def _sign_values_of(index: Tensor, dim: int, magnitude: float) -> Tensor:
     require_in_range("sign_values", index, 2**dim)
     return bits.sign_values(index, dim, magnitude)
 
 
-@_sign_values.register_fake
+_sign_values_op = torch.library.custom_op(
+    "vqkern::sign_values", _sign_values_of, mutates_args=()
+)
+_sign_values = undifferentiated(_sign_values_of, _sign_values_op)
+
+
+@_sign_values_op.register_fake
 def _(index: Tensor, dim: int, magnitude: float) -> Tensor:
     return index.new_empty(len(index), dim, dtype=torch.float32)
 
