@@ -12,50 +12,76 @@
 
 namespace vqkern {
 
-// The first of each set of vectors that are equal bit for bit, in the order in which they are added.
+// The bits of a number, those of 0 for -0: such vectors are as far from everything as one another.
+template <typename T>
+uint64_t word_of(T x) {
+    const T unsigned_zero = x + T(0);
+    uint64_t bits = 0;
+    std::memcpy(&bits, &unsigned_zero, sizeof(T));
+    return bits;
+}
+
+template <typename T>
+uint64_t hash_of(const T* vector, int64_t dim) {
+    // Four chains: a product waits for the one before. The high bits come down before each: a product carries
+    // nothing there by itself, and a sign is the highest.
+    constexpr uint64_t kOdd = 0x9e3779b97f4a7c15;
+    uint64_t chains[4] = {1, 2, 3, 4};
+    for (int64_t d = 0; d < dim; ++d) {
+        uint64_t& chain = chains[d % 4];
+        chain ^= word_of(vector[d]);
+        chain = (chain ^ chain >> 32) * kOdd;
+    }
+    uint64_t all = 0;
+    for (uint64_t chain : chains) all = (all ^ chain ^ chain >> 32) * kOdd;
+    return all ^ all >> 32;
+}
+
+// The first of each set of equal vectors, in the order in which they are added.
 template <typename T>
 class Distinct {
   public:
     Distinct(const T* vectors, int64_t dim, int64_t most) : vectors_(vectors), dim_(dim) {
         size_t places = 64;
         while (places < 2 * static_cast<size_t>(most)) places *= 2;
-        table_.assign(places, -1);
+        table_.assign(places, {0, -1});
     }
 
-    // The place in `first` of the one that equals vector i; at most `most` may differ.
-    int64_t add(int64_t i) {
-        const T* vector = vectors_ + i * dim_;
-        for (size_t at = hash(vector) & (table_.size() - 1);; at = (at + 1) & (table_.size() - 1)) {
-            if (table_[at] < 0) {
-                table_[at] = static_cast<int64_t>(first_.size());
+    // The place in `first` of the one that equals vector i, whose hash is given; at most `most` may differ.
+    int64_t add(int64_t i, uint64_t hash) {
+        const size_t mask = table_.size() - 1;
+        for (size_t at = hash & mask;; at = (at + 1) & mask) {
+            Place& place = table_[at];
+            if (place.first < 0) {
+                place = {hash, static_cast<int64_t>(first_.size())};
                 first_.push_back(i);
-                return table_[at];
+                return place.first;
             }
-            const T* other = vectors_ + first_[table_[at]] * dim_;
-            if (std::memcmp(other, vector, dim_ * sizeof(T)) == 0) return table_[at];
+            if (place.hash == hash && equal(first_[place.first], i)) return place.first;
         }
     }
 
     const std::vector<int64_t>& first() const { return first_; }
 
   private:
-    size_t hash(const T* vector) const {
-        // Four chains: a product waits for the one before.
-        constexpr uint64_t kOdd = 0x9e3779b97f4a7c15;
-        uint64_t chains[4] = {1, 2, 3, 4};
+    struct Place {
+        uint64_t hash;
+        int64_t first;  // -1: empty
+    };
+
+    bool equal(int64_t i, int64_t j) const {
+        const T *a = vectors_ + i * dim_, *b = vectors_ + j * dim_;
+        if (std::memcmp(a, b, dim_ * sizeof(T)) == 0) return true;
         for (int64_t d = 0; d < dim_; ++d) {
-            uint64_t bits = 0;
-            std::memcpy(&bits, vector + d, sizeof(T));
-            chains[d % 4] = (chains[d % 4] ^ bits) * kOdd;
+            if (word_of(a[d]) != word_of(b[d])) return false;
         }
-        uint64_t all = 0;
-        for (uint64_t chain : chains) all = (all ^ chain ^ chain >> 32) * kOdd;
-        return all ^ all >> 32;
+        return true;
     }
 
     const T* vectors_;
     int64_t dim_;
-    std::vector<int64_t> table_, first_;
+    std::vector<Place> table_;
+    std::vector<int64_t> first_;
 };
 
 // Some vectors of which many are repeated: the first of each kind, and the kind of each.
@@ -63,34 +89,41 @@ struct Repeats {
     std::vector<int64_t> first, kind;
 };
 
-constexpr int64_t kRepeatSample = 256, kFewRepeats = 4;
+// Repeats are many from a 32nd of a sample, and from a 64th of all, on.
+constexpr int64_t kRepeatSample = 256, kSampleShare = 32, kShare = 64;
 
 // Of vectors at(0), ..., at(count - 1); empty if few are repeated, which a sample shows in a small part of the
 // time of a search.
 template <typename T, typename At>
-Repeats find_repeats(const T* vectors, int64_t dim, int64_t count, At at) {
+Repeats find_repeats(const T* vectors, int64_t dim, int64_t count, int threads, At at) {
     const int64_t sample = std::min(count, kRepeatSample), stride = count / sample;
     // Neighbours, and some from everywhere: copies may lie side by side, or far apart.
     Distinct<T> near(vectors, dim, sample), far(vectors, dim, sample);
     for (int64_t j = 0; j < sample; ++j) {
-        near.add(at(j));
-        far.add(at(j * stride));
+        near.add(at(j), hash_of(vectors + at(j) * dim, dim));
+        far.add(at(j * stride), hash_of(vectors + at(j * stride) * dim, dim));
     }
     const size_t fewest = std::min(near.first().size(), far.first().size());
-    if (static_cast<int64_t>(fewest) > sample - kFewRepeats) return {};
+    const int64_t repeated = sample - static_cast<int64_t>(fewest);
+    if (repeated == 0 || repeated * kSampleShare < sample) return {};
+    std::vector<uint64_t> hashes(count);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t j = 0; j < count; ++j) hashes[j] = hash_of(vectors + at(j) * dim, dim);
     Distinct<T> all(vectors, dim, count);
     Repeats found;
-    for (int64_t j = 0; j < count; ++j) found.kind.push_back(all.add(at(j)));
-    const int64_t kinds = static_cast<int64_t>(all.first().size());
-    if (kinds > count - count / 16) return {};
+    found.kind.reserve(count);
+    for (int64_t j = 0; j < count; ++j) found.kind.push_back(all.add(at(j), hashes[j]));
+    if ((count - static_cast<int64_t>(all.first().size())) * kShare < count) return {};
     found.first = all.first();
     return found;
 }
 
 template <typename T>
-std::vector<T> copied(const T* vectors, int64_t dim, const std::vector<int64_t>& which) {
-    std::vector<T> copies(which.size() * dim);
-    for (size_t j = 0; j < which.size(); ++j) std::copy_n(vectors + which[j] * dim, dim, &copies[j * dim]);
+std::vector<T> copied(const T* vectors, int64_t dim, const std::vector<int64_t>& which, int threads) {
+    const int64_t count = static_cast<int64_t>(which.size());
+    std::vector<T> copies(count * dim);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t j = 0; j < count; ++j) std::copy_n(vectors + which[j] * dim, dim, copies.data() + j * dim);
     return copies;
 }
 
@@ -101,17 +134,19 @@ std::vector<int64_t> search_among_kinds(const std::vector<int64_t>& rows, const 
                                         int64_t* index, T* distance, int threads,
                                         SearchCounts& counts) {
     const auto itself = [](int64_t j) { return j; };
-    const Repeats codes = find_repeats(measure.codes, screened.dim, screened.k, itself);
-    if (codes.first.empty()) {
-        return search_rows(rows, measure, screened, kernels, index, distance, threads, counts);
-    }
-    const std::vector<T> copies = copied(measure.codes, screened.dim, codes.first);
-    const std::vector<float> as_screened = copied(screened.codes, screened.dim, codes.first);
+    const auto search = [&](const Measure& of, const Screened& some) {
+        return search_rows(rows, of, some, kernels, index, distance, threads, counts);
+    };
+    // Few rows are answered before the codes are looked through.
+    if (static_cast<int64_t>(rows.size()) <= kFewRows) return search(measure, screened);
+    const Repeats codes = find_repeats(measure.codes, screened.dim, screened.k, threads, itself);
+    if (codes.first.empty()) return search(measure, screened);
+    const std::vector<T> copies = copied(measure.codes, screened.dim, codes.first, threads);
+    const std::vector<float> as_screened = copied(screened.codes, screened.dim, codes.first, threads);
     Screened some = screened;
     some.codes = as_screened.data();
     some.k = static_cast<int64_t>(codes.first.size());
-    std::vector<int64_t> scanned = search_rows(rows, measure.among(copies.data(), codes.first), some,
-                                               kernels, index, distance, threads, counts);
+    const std::vector<int64_t> scanned = search(measure.among(copies.data(), codes.first), some);
     for (int64_t i : rows) {
         if (index[i] >= 0) index[i] = codes.first[index[i]];
     }
@@ -125,7 +160,8 @@ void search_kinds(const std::vector<int64_t>& rows, const Measure& measure, cons
                   SearchCounts& counts) {
     if (rows.empty()) return;
     const int64_t n = static_cast<int64_t>(rows.size());
-    const Repeats kinds = find_repeats(measure.z, screened.dim, n, [&](int64_t j) { return rows[j]; });
+    const Repeats kinds = find_repeats(measure.z, screened.dim, n, threads,
+                                       [&](int64_t j) { return rows[j]; });
     const std::vector<int64_t>& searched = kinds.first.empty() ? rows : kinds.first;
     std::vector<int64_t> scanned =
         search_among_kinds(searched, measure, screened, kernels, index, distance, threads, counts);

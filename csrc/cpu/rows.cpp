@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "row_blocks.h"
@@ -199,9 +200,13 @@ void pull_slopes(const RowPairs& pairs, float a_factor, float b_factor, const fl
 }
 
 int64_t count_codes(const int64_t* index, const bool* counted, int64_t n, int64_t k, int64_t* hits) {
+    for (int64_t i = 0; i < n; ++i) {
+        if (index[i] < k) continue;
+        throw std::out_of_range("count_codes: index[" + std::to_string(i) + "] is " +
+                                std::to_string(index[i]) + "; it must be below " + std::to_string(k));
+    }
     int64_t skipped = 0;
     for (int64_t i = 0; i < n; ++i) {
-        if (index[i] >= k) throw std::out_of_range("count_codes: index is not that of a code");
         if (index[i] >= 0) {
             hits[index[i]] += counted[i];
         } else {

@@ -84,6 +84,11 @@ def test_results_do_not_depend_on_threads():
     assert seen[0] == seen[1] == seen[2]
 
 
+def test_more_bits_than_an_index_has_are_refused():
+    with pytest.raises(ValueError, match="sign_index: rows must have at most 63 channels, got 64"):
+        bits.sign_index(torch.ones(2, 64))
+
+
 @pytest.mark.parametrize("wrong", [-2, 8])
 def test_an_index_that_is_not_that_of_a_code_is_named(wrong):
     with pytest.raises(IndexError, match=rf"sign_values: index\[1\] is {wrong}.*\[0, 8\)"):

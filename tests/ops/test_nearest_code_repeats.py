@@ -83,9 +83,35 @@ def test_all_codes_equal(kernel, value):
     assert counts["certified"] + counts["scanned"] == 40
 
 
-def test_zeros_of_either_sign_tie():
-    codes = torch.zeros(900, 4)
+@every_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_zeros_of_either_sign_are_equal(kernel, dtype):
+    codes = torch.where(torch.rand(2000, 6) < 0.5, 0.0, -0.0).to(dtype)
     codes[0] = 9.0
-    codes[1::2] = -0.0
-    index, _, _ = native.search(torch.randn(30, 4), codes)
-    assert index.tolist() == [1] * 30
+    index, distance, counts = native.search(torch.randn(30, 6, dtype=dtype), codes, kernel)
+    assert index.tolist() == [1] * 30 and bool(distance.isfinite().all())
+    # A sample in which no two codes were equal would leave all rows to the scan.
+    assert counts["certified"] == 30
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_codes_that_differ_in_signs_alone(dtype):
+    """With few hashes for them, each would be compared with most others: minutes."""
+    k, d = 1 << 16, 17
+    codes = (2 * ((torch.arange(k)[:, None] >> torch.arange(d)) & 1) - 1).to(dtype)
+    codes[: k // 16] = codes[-1].clone()
+    z = codes[[5, -1, -2, 40_000]] * 0.5
+    assert native.search(z, codes)[0].tolist() == [0, 0, k - 2, 40_000]
+
+
+@every_kernel
+@pytest.mark.parametrize("times", [7, 8, 40])
+def test_a_few_equal_codes_beside_many_others(kernel, times):
+    """On both sides of what counts as many."""
+    codes = torch.randn(40 * 64, 5)
+    codes[:times] = codes[3].clone()
+    z = torch.cat([codes[3:4] + 1e-3 * torch.randn(20, 5), torch.randn(20, 5)])
+    index, distance, _ = native.search(z, codes, kernel)
+    expected, true = reference.nearest_code(z, codes, "l2")
+    assert torch.equal(index, expected) and bool((index[:20] == 0).all())
+    torch.testing.assert_close(distance, true.float(), rtol=1e-6, atol=1e-6)

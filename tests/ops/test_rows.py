@@ -148,5 +148,22 @@ def test_the_first_index_out_of_range_is_named(wrong, place):
 @needs_native
 def test_a_code_that_is_not_there_is_not_counted():
     hits = torch.zeros(4, dtype=torch.int64)
-    with pytest.raises(IndexError, match="not that of a code"):
+    with pytest.raises(IndexError, match=r"count_codes: index\[1\] is 4; it must be below 4"):
         rows.count_codes(torch.tensor([3, 4]), torch.ones(2, dtype=torch.bool), hits)
+    assert not hits.any()
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    """A pass in C++ would read whatever lies behind them."""
+    a, valid = torch.zeros(6, 5), torch.ones(6, dtype=torch.bool)
+    one = torch.ones(())
+    for wrong in (
+        (a, a[:2], valid), (a, a[:, :3], valid), (a, a, valid[:3]), (a, a, valid.float()),
+        (a[0], a[0], valid[0]),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"must be \[N, D\] each and valid bool \[N\], got"):
+            rows.squared_difference(*wrong)
+        with pytest.raises(ValueError, match=r"must be \[N, D\] each and valid bool \[N\], got"):
+            rows.pull_slopes(*wrong, (one, one))
+    with pytest.raises(ValueError, match=r"counted must be bool \[3\] to match index, got.*\[1\]"):
+        rows.count_codes(torch.tensor([1, 2, 1]), valid[:1], torch.zeros(4).long())

@@ -116,7 +116,7 @@ def test_joint_indices_are_exact_to_the_end_of_int64(sizes):
 def test_a_joint_index_beyond_int64_is_refused():
     with pytest.raises(ValueError, match="64-bit|does not fit in int64; at most 2"):
         joint_size("Product", (2**32, 2**32))
-    with pytest.raises(ValueError, match="FSQ: a joint index of 3 x 3.*does not fit in int64"):
+    with pytest.raises(ValueError, match="FSQ: a joint index of .*does not fit in int64"):
         vqkern.quantizers.FSQ([3] * 40)
     for wrong in (15, -2):
         with pytest.raises(IndexError, match=rf"index\[1\] is {wrong}; .*\[0, 15\), or -1"):

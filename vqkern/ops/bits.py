@@ -18,6 +18,8 @@ def sign_index(rows: Tensor) -> Tensor:
 
     -1 where a row is not finite.
     """
+    if rows.shape[1] > 63:
+        raise ValueError(f"sign_index: rows must have at most 63 channels, got {rows.shape[1]}")
     if not runs_natively(rows):
         places = torch.arange(rows.shape[1], device=rows.device)
         index = ((rows > 0).long() << places).sum(-1)

@@ -18,10 +18,11 @@ def require_float(op: str, name: str, tensor: Tensor) -> None:
 
 
 def require_index(op: str, name: str, tensor: Tensor) -> None:
-    """`tensor` must be an integer torch.Tensor."""
+    """`tensor` must be an integer torch.Tensor, of a type whose values all fit in int64."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+    real = not (tensor.is_floating_point() or tensor.is_complex())
+    if not real or tensor.dtype in (torch.bool, torch.uint64):
         raise TypeError(f"{op}: {name} must be an integer tensor, got {tensor.dtype}")
 
 

@@ -166,6 +166,7 @@ def squared_difference(
 
     a + (b - a), the value of a straight-through estimate, is written to `through` if that is given.
     """
+    _require_pairs(a, b, valid)
     if not runs_natively(a, b):
         if through is not None:
             torch.add(a, b - a, out=through)
@@ -190,6 +191,7 @@ def pull_slopes(
 
     Rows [N, D], factors without dimensions; for a factor of None, an empty tensor.
     """
+    _require_pairs(a, b, valid)
     shapes = [a.shape if factor is not None else (0,) for factor in factors]
     if not runs_natively(a, b, *([] if passing is None else [passing])):
         difference = torch.where(valid[:, None], a - b, 0)
@@ -221,6 +223,11 @@ def pull_slopes(
 
 def count_codes(index: Tensor, counted: Tensor, hits: Tensor) -> Tensor:
     """Adds to hits [K] at index [N] where `counted` [N]; returns how many counted ones are -1."""
+    if counted.shape != index.shape or counted.dtype != torch.bool:
+        raise ValueError(
+            f"count_codes: counted must be bool {list(index.shape)} to match index, got "
+            f"{counted.dtype} {list(counted.shape)}"
+        )
     if not (runs_natively(index, hits) and hits.is_contiguous()):
         found = index >= 0
         hits.scatter_add_(0, index.clamp_min(0), (counted & found).long())
@@ -235,6 +242,16 @@ def count_codes(index: Tensor, counted: Tensor, hits: Tensor) -> Tensor:
 def rows_apart(matrix: Tensor) -> bool:
     """Whether a kernel that takes the distance between rows can read this matrix."""
     return matrix.stride(1) == 1 or matrix.shape[1] == 1
+
+
+def _require_pairs(a: Tensor, b: Tensor, valid: Tensor) -> None:
+    """A pass over memory believes what it is told: shapes that do not fit must not get there."""
+    fits = a.dim() == 2 and a.shape == b.shape and valid.shape == a.shape[:1]
+    if not fits or valid.dtype != torch.bool:
+        raise ValueError(
+            "rows and codes must be [N, D] each and valid bool [N], got "
+            f"{list(a.shape)}, {list(b.shape)} and {valid.dtype} {list(valid.shape)}"
+        )
 
 
 def _with_rows_apart(*matrices: Tensor) -> list[Tensor]:

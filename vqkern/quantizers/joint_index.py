@@ -24,8 +24,9 @@ def joint_size(name: str, sizes: Sequence[int]) -> int:
     """
     size = prod(sizes)
     if size > 2**63:
+        factors = " x ".join(map(str, sizes)) if len(sizes) < 9 else f"{len(sizes)} factors"
         raise ValueError(
-            f"{name}: a joint index of {' x '.join(map(str, sizes))} = {size} codes does not fit "
+            f"{name}: a joint index of {factors} = {size} codes does not fit "
             "in int64; at most 2^63 codes do: use fewer parts, or a token each"
         )
     return size
