@@ -9,8 +9,7 @@ import torch
 
 import vqkern
 from vqkern import bench
-from vqkern.bench import Case, Comparison, Contestant, Result, Verdict, compare
-from vqkern.bench import measure
+from vqkern.bench import Case, Comparison, Contestant, Result, Verdict, compare, measure
 from vqkern.bench.measure import HALF_MATMUL, NATIVE_PEAK, TORCH_MATMUL, interleave
 from vqkern.bench.memory import PEAK_RESET, Memory, MemoryProbe
 from vqkern.bench.operations import OPERATIONS, judge_mmd, judge_nearest, judge_sums

@@ -65,8 +65,11 @@ def shell(centre, count, radius):
 
 
 def among_zeros(codes, count):
-    """Shuffled with `count` vectors of one small number, positive or negative, in some channel: the
-    others' zeros are the median, and so the centre, of every channel, and no two codes are equal."""
+    """Shuffled with `count` vectors of one small number, positive or negative, in some channel.
+
+    The zeros of the others are the median, and so the centre, of every channel, and no two codes
+    are equal.
+    """
     d, i = codes.shape[1], torch.arange(count)
     fill = torch.zeros(count, d, dtype=torch.int64)
     fill[i, i % d] = (1 + i // (2 * d)) * (1 - 2 * (i // d % 2))

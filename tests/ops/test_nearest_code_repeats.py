@@ -54,7 +54,9 @@ def test_repeated_rows_have_one_answer(kernel, how, metric):
     index, distance, counts = native.search(z, codes, kernel, metric)
     # Each beside two others, too few to be looked through for equals.
     for row in range(0, 700, 31):
-        alone = native.search(torch.cat([z[row : row + 1], torch.randn(2, 6)]), codes, kernel, metric)
+        alone = native.search(
+            torch.cat([z[row : row + 1], torch.randn(2, 6)]), codes, kernel, metric
+        )
         assert int(alone[0][0]) == int(index[row])
         assert torch.equal(alone[1][0], distance[row])
     assert counts["invalid"] == 1 and counts["certified"] + counts["scanned"] == 699
@@ -77,7 +79,9 @@ def test_rows_of_zeros_among_codes_of_one_length_are_scanned_once(kernel):
 @every_kernel
 @pytest.mark.parametrize("value", [0.0, 1.5, math.nan, math.inf])
 def test_all_codes_equal(kernel, value):
-    index, distance, counts = native.search(torch.randn(40, 7), torch.full((5000, 7), value), kernel)
+    index, distance, counts = native.search(
+        torch.randn(40, 7), torch.full((5000, 7), value), kernel
+    )
     assert index.tolist() == [0 if math.isfinite(value) else -1] * 40
     assert bool(distance.isfinite().all()) == math.isfinite(value)
     assert counts["certified"] + counts["scanned"] == 40

@@ -76,7 +76,7 @@ def test_a_second_derivative_raises(loss, by, factor):
     wanted = z if by == "z" else codes
     value = loss(z, codes, valid) * (z.mean() if factor == "of z" else 1.0)
     (slope,) = torch.autograd.grad(value, wanted, create_graph=True)
-    # Were the slope taken for a constant, the sum would still have the derivative of its other term.
+    # Were the slope taken for a constant, the sum would still have the derivative of the others.
     with pytest.raises(RuntimeError, match="pull_slopes.*no autograd formula"):
         torch.autograd.grad(slope.square().sum() + z.sum() + codes.sum(), wanted)
 

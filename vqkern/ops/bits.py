@@ -34,7 +34,10 @@ def sign_index(rows: Tensor) -> Tensor:
 
 
 def sign_values(index: Tensor, dim: int, magnitude: float) -> Tensor:
-    """float32 [N, dim]: magnitude where the bit of index [N] is set, else -magnitude; NaN for -1."""
+    """float32 [N, dim]: +magnitude where the bit of index [N] is set, else -magnitude.
+
+    An index of -1 gives NaN.
+    """
     if not runs_natively(index):
         places = torch.arange(dim, device=index.device)
         bits = (index[:, None] >> places) & 1
@@ -74,9 +77,7 @@ def bit_strings_slope(
     """Writes the gradient to logits [N, b] of a value with `grad` to the strings [N, 2^b] to `out`,
     laid out as logits are; 0 where not `valid`. `grad` is overwritten."""
     n, bits = logits.shape
-    if not (
-        runs_natively(logits, grad) and rows_apart(logits) and out.stride() == logits.stride()
-    ):
+    if not (runs_natively(logits, grad) and rows_apart(logits) and out.stride() == logits.stride()):
         grad *= strings
         for m in reversed(range(bits)):
             zero, one = grad.chunk(2, dim=1)

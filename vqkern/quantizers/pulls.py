@@ -106,8 +106,8 @@ def _slopes_of(
     return pull_slopes(a, b, valid, factors, passing)
 
 
-# An op without a derivative of its own: asking for a second derivative raises. It is given the rows,
-# not their difference, because it is through them that the slopes depend on anything.
+# An op without a derivative of its own: asking for a second derivative raises. It is given the
+# rows, not their difference, because it is through them that the slopes depend on anything.
 _slopes_op = torch.library.custom_op("vqkern::pull_slopes", _slopes_of, mutates_args=())
 _slopes = undifferentiated(_slopes_of, _slopes_op)
 
@@ -155,6 +155,4 @@ def _through_backward(ctx, passing, grad, _grad_numbers):
 _masked_mse_op.register_autograd(_mse_backward, setup_context=_setup_mse)
 _masked_mse = direct(_masked_mse_of, _masked_mse_op, _setup_mse, _mse_backward)
 _pulled_through_op.register_autograd(_through_backward, setup_context=_setup_through)
-_pulled_through = direct(
-    _pulled_through_of, _pulled_through_op, _setup_through, _through_backward
-)
+_pulled_through = direct(_pulled_through_of, _pulled_through_op, _setup_through, _through_backward)

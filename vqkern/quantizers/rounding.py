@@ -74,9 +74,7 @@ def _slopes_of(grad: Tensor, slope: Tensor, values: Tensor) -> Tensor:
     return torch.mul(grad, slope).masked_fill_(values.isnan(), 0)
 
 
-_slopes_op = torch.library.custom_op(
-    "vqkern::round_channels_backward", _slopes_of, mutates_args=()
-)
+_slopes_op = torch.library.custom_op("vqkern::round_channels_backward", _slopes_of, mutates_args=())
 _slopes = undifferentiated(_slopes_of, _slopes_op)
 
 
@@ -120,9 +118,7 @@ def _sign_values_of(index: Tensor, dim: int, magnitude: float) -> Tensor:
     return bits.sign_values(index, dim, magnitude)
 
 
-_sign_values_op = torch.library.custom_op(
-    "vqkern::sign_values", _sign_values_of, mutates_args=()
-)
+_sign_values_op = torch.library.custom_op("vqkern::sign_values", _sign_values_of, mutates_args=())
 _sign_values = undifferentiated(_sign_values_of, _sign_values_op)
 
 
