@@ -162,6 +162,7 @@ for name, cut in (("uneven", 17), ("all on one", 60)):
         (gradient,) = torch.autograd.grad(loss, leaf)
         results[f"{name} {alignment}"] = (loss.detach(), gradient)
 torch.save(results, f"{place}/{rank}.pt")
+dist.destroy_process_group()  # its threads must not outlive the interpreter
 """
 
 
