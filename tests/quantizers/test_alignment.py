@@ -141,7 +141,7 @@ def test_config_builds_it_again(alignment):
 
 
 RANK = """
-import sys, torch
+import os, sys, torch
 import torch.distributed as dist
 import vqkern
 from vqkern.quantizers import MMD, Wasserstein
@@ -162,7 +162,8 @@ for name, cut in (("uneven", 17), ("all on one", 60)):
         (gradient,) = torch.autograd.grad(loss, leaf)
         results[f"{name} {alignment}"] = (loss.detach(), gradient)
 torch.save(results, f"{place}/{rank}.pt")
-dist.destroy_process_group()  # its threads must not outlive the interpreter
+dist.barrier()
+os._exit(0)  # gloo's threads have aborted the interpreter at its end; the numbers are saved
 """
 
 
@@ -171,7 +172,7 @@ def test_every_rank_has_the_loss_of_all_features(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(vqkern.__file__).parents[1])}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(tmp_path)],
+            [sys.executable, "-X", "faulthandler", "-c", RANK, str(rank), str(tmp_path)],
             env=environment,
             stderr=subprocess.PIPE,
         )
