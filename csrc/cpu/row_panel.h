@@ -97,8 +97,10 @@ class RowPanel final : public Hits {
         Row& row = rows_[r];
         const Candidate& first = row.candidates[0];
         if (row.held == 1 && first.place < codebook_->k) {  // nothing is left that a bound would spare
-            row.measured += first.lower <= panel.upper[r];
-            if (first.lower <= panel.upper[r]) row.nearest.offer(packed_->code_at(first.place));
+            if (first.lower <= panel.upper[r]) {
+                row.measured += 1;
+                row.nearest.offer(packed_->code_at(first.place));
+            }
         } else {
             measure_held(r);
         }

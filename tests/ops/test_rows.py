@@ -4,27 +4,9 @@ import math
 
 import pytest
 import torch
-from support import HAS_NATIVE
+from passes import SIZES, needs_native, plain
 
 from vqkern.ops import rows
-
-needs_native = pytest.mark.skipif(not HAS_NATIVE, reason="the native module was not built")
-SIZES = [(0, 3), (1, 1), (63, 16), (700, 5), (300, 100)]
-
-
-@pytest.fixture(params=[1, 2, 5])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
-def plain(monkeypatch, function, *arguments):
-    """What `function` gives without the native module."""
-    with monkeypatch.context() as patch:
-        patch.setattr(rows, "runs_natively", lambda *_: False)
-        return function(*arguments)
 
 
 def some_bad(n, d):
