@@ -90,11 +90,11 @@ def test_all_codes_equal(kernel, value):
 @every_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_zeros_of_either_sign_are_equal(kernel, dtype):
-    codes = torch.where(torch.rand(2000, 6) < 0.5, 0.0, -0.0).to(dtype)
+    codes = torch.where(torch.rand(4000, 30) < 0.5, 0.0, -0.0).to(dtype)  # no two alike in signs
     codes[0] = 9.0
-    index, distance, counts = native.search(torch.randn(30, 6, dtype=dtype), codes, kernel)
+    index, distance, counts = native.search(torch.randn(30, 30, dtype=dtype), codes, kernel)
     assert index.tolist() == [1] * 30 and bool(distance.isfinite().all())
-    # A sample in which no two codes were equal would leave all rows to the scan.
+    # Were they no repeats, all would have to be measured, and the rows left to the scan.
     assert counts["certified"] == 30
 
 
