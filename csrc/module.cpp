@@ -96,22 +96,27 @@ void pull_back(uintptr_t x, uintptr_t valid, int64_t batch, int64_t n, int64_t d
                       pointer<float>(out), threads, *kernels.moments);
 }
 
-void gaussian_w2_product(uintptr_t values, uintptr_t vectors, uintptr_t s2, int64_t batch,
-                         int64_t dim, uintptr_t root, uintptr_t product) {
-    vqkern::gaussian_w2_product(pointer<const double>(values), pointer<const double>(vectors),
-                                pointer<const double>(s2), batch, dim, pointer<double>(root),
-                                pointer<double>(product));
+bool gaussian_w2_product(uintptr_t x, int64_t n, uintptr_t mean, uintptr_t covariance, uintptr_t y,
+                         int64_t k, uintptr_t mean_y, uintptr_t covariance_y, int64_t batch,
+                         int64_t dim, uintptr_t state, uintptr_t product, int threads) {
+    const vqkern::CpuKernels& kernels = require_kernels("");
+    py::gil_scoped_release release;
+    const auto side = [](uintptr_t points, int64_t count, uintptr_t mean, uintptr_t covariance) {
+        return vqkern::GaussianSide{pointer<const float>(points), count,
+                                    pointer<const double>(mean), pointer<const double>(covariance)};
+    };
+    return vqkern::gaussian_w2_product(
+        side(x, n, mean, covariance), side(y, k, mean_y, covariance_y), batch, dim,
+        pointer<double>(state), pointer<double>(product), threads, *kernels.moments);
 }
 
-void gaussian_w2_finish(uintptr_t values, uintptr_t vectors, uintptr_t root, uintptr_t s1,
-                        uintptr_t s2, uintptr_t mean_x, uintptr_t mean_y, double ridge,
+void gaussian_w2_finish(uintptr_t values, uintptr_t vectors, uintptr_t state, double ridge,
                         double relative, int64_t batch, int64_t dim, double by_covariance,
                         double by_mean, uintptr_t value, uintptr_t pull) {
-    vqkern::gaussian_w2_finish(
-        pointer<const double>(values), pointer<const double>(vectors), pointer<const double>(root),
-        pointer<const double>(s1), pointer<const double>(s2), pointer<const double>(mean_x),
-        pointer<const double>(mean_y), ridge, relative, batch, dim, by_covariance, by_mean,
-        pointer<double>(value), pointer<double>(pull));
+    vqkern::gaussian_w2_finish(pointer<const double>(values), pointer<const double>(vectors),
+                               pointer<const double>(state), ridge, relative, batch, dim,
+                               by_covariance, by_mean, pointer<double>(value),
+                               pointer<double>(pull));
 }
 
 using Address = uintptr_t;
@@ -257,12 +262,14 @@ PYBIND11_MODULE(_native, module) {
     module.def("pull_back", &pull_back, py::arg("x"), py::arg("valid"), py::arg("batch"),
                py::arg("n"), py::arg("dim"), py::arg("pull"), py::arg("factor"), py::arg("out"),
                py::arg("threads"), py::arg("kernel") = "");
-    module.def("gaussian_w2_product", &gaussian_w2_product, py::arg("values"), py::arg("vectors"),
-               py::arg("s2"), py::arg("batch"), py::arg("dim"), py::arg("root"),
-               py::arg("product"));
+    module.def("gaussian_w2_state", &vqkern::gaussian_w2_state, py::arg("batch"),
+               py::arg("dim"));
+    module.def("gaussian_w2_product", &gaussian_w2_product, py::arg("x"), py::arg("n"),
+               py::arg("mean_x"), py::arg("covariance_x"), py::arg("y"), py::arg("k"),
+               py::arg("mean_y"), py::arg("covariance_y"), py::arg("batch"), py::arg("dim"),
+               py::arg("state"), py::arg("product"), py::arg("threads"));
     module.def("gaussian_w2_finish", &gaussian_w2_finish, py::arg("values"), py::arg("vectors"),
-               py::arg("root"), py::arg("s1"), py::arg("s2"), py::arg("mean_x"),
-               py::arg("mean_y"), py::arg("ridge"), py::arg("relative"), py::arg("batch"),
+               py::arg("state"), py::arg("ridge"), py::arg("relative"), py::arg("batch"),
                py::arg("dim"), py::arg("by_covariance"), py::arg("by_mean"), py::arg("value"),
                py::arg("pull"));
     module.def("first_outside", &first_outside, py::arg("index"), py::arg("n"), py::arg("low"),

@@ -5,6 +5,8 @@
 #include <limits>
 #include <vector>
 
+#include "moments.h"
+
 namespace vqkern {
 namespace {
 
@@ -43,34 +45,101 @@ double trace(const double* a, int64_t dim) {
     return sum;
 }
 
-}  // namespace
+// The parts of a state, each of all problems.
+template <class T>
+struct State {
+    State(T* state, int64_t batch, int64_t dim)
+        : mean_x(state), mean_y(mean_x + batch * dim), s1(mean_y + batch * dim),
+          s2(s1 + batch * dim * dim), factor(s2 + batch * dim * dim) {}
+    T *mean_x, *mean_y, *s1, *s2, *factor;
+};
 
-void gaussian_w2_product(const double* values, const double* vectors, const double* s2,
-                         int64_t batch, int64_t dim, double* root, double* product) {
-    const int64_t size = dim * dim;
-    std::vector<double> weight(dim), half(size);
-    for (int64_t b = 0; b < batch; ++b) {
-        for (int64_t i = 0; i < dim; ++i) weight[i] = std::sqrt(std::max(values[b * dim + i], 0.0));
-        sum_of_squares(weight.data(), vectors + b * size, dim, root + b * size);
-        multiply(root + b * size, s2 + b * size, dim, half.data());
-        multiply(half.data(), root + b * size, dim, product + b * size);
+// G with matrix = G^T G, a row for each pivot of a Cholesky decomposition, zeros where there is none left. The
+// next pivot is the channel of which the greatest share is not explained yet: channels of any scale count
+// alike, and what rounding cannot tell from 0 does not count.
+void factorise(const double* matrix, int64_t dim, double* out) {
+    std::vector<double> rest(matrix, matrix + dim * dim);
+    std::fill_n(out, dim * dim, 0.0);
+    const double negligible = static_cast<double>(dim) * std::numeric_limits<double>::epsilon();
+    for (int64_t step = 0; step < dim; ++step) {
+        int64_t pivot = -1;
+        double most = negligible;
+        for (int64_t i = 0; i < dim; ++i) {
+            const double all = matrix[i * (dim + 1)], left = rest[i * (dim + 1)];
+            if (left > most * all) {
+                pivot = i;
+                most = left / all;
+            }
+        }
+        if (pivot < 0) return;
+        double* row = out + step * dim;
+        const double root = std::sqrt(rest[pivot * (dim + 1)]);
+        for (int64_t i = 0; i < dim; ++i) row[i] = rest[pivot * dim + i] / root;
+        for (int64_t i = 0; i < dim; ++i) {
+            for (int64_t j = 0; j < dim; ++j) rest[i * dim + j] -= row[i] * row[j];
+        }
+        // Done with, whatever rounding left.
+        for (int64_t i = 0; i < dim; ++i) rest[pivot * dim + i] = rest[i * dim + pivot] = 0.0;
     }
 }
 
-void gaussian_w2_finish(const double* values, const double* vectors, const double* root,
-                        const double* s1, const double* s2, const double* mean_x,
-                        const double* mean_y, double ridge, double relative, int64_t batch,
-                        int64_t dim, double by_covariance, double by_mean, double* value,
-                        double* pull) {
+// out = left middle left^T
+void sandwich(const double* left, const double* middle, int64_t dim, double* out) {
+    std::vector<double> half(dim * dim);
+    multiply(left, middle, dim, half.data());
+    for (int64_t i = 0; i < dim; ++i) {
+        for (int64_t j = 0; j <= i; ++j) {
+            out[i * dim + j] = out[j * dim + i] = inner(half.data() + i * dim, left + j * dim, dim);
+        }
+    }
+}
+
+// Means and covariances of one side.
+void place(const GaussianSide& side, int64_t batch, int64_t dim, double* mean, double* covariance,
+           int threads, const MomentKernels& kernels) {
+    if (side.points == nullptr) {
+        std::copy_n(side.mean, batch * dim, mean);
+        std::copy_n(side.covariance, batch * dim * dim, covariance);
+        return;
+    }
+    std::vector<double> count(batch);
+    moments(side.points, nullptr, batch, side.count, dim, count.data(), mean, covariance, threads,
+            kernels);
+}
+
+}  // namespace
+
+bool gaussian_w2_product(const GaussianSide& x, const GaussianSide& y, int64_t batch, int64_t dim,
+                         double* state, double* product, int threads,
+                         const MomentKernels& kernels) {
     const int64_t size = dim * dim;
+    const State<double> all(state, batch, dim);
+    place(x, batch, dim, all.mean_x, all.s1, threads, kernels);
+    place(y, batch, dim, all.mean_y, all.s2, threads, kernels);
+    const auto finite = [](double value) { return std::isfinite(value); };
+    if (!std::all_of(all.s1, all.factor, finite)) return false;
+    for (int64_t b = 0; b < batch; ++b) {
+        double* factor = all.factor + b * size;
+        factorise(all.s1 + b * size, dim, factor);
+        sandwich(factor, all.s2 + b * size, dim, product + b * size);
+    }
+    return true;
+}
+
+void gaussian_w2_finish(const double* values, const double* vectors, const double* state,
+                        double ridge, double relative, int64_t batch, int64_t dim,
+                        double by_covariance, double by_mean, double* value, double* pull) {
+    const int64_t size = dim * dim;
+    const State<const double> all(state, batch, dim);
     std::vector<double> inverse(dim), factor(size), transport(size), weighted(size);
-    for (int64_t b = 0; b < batch; ++b, values += dim, vectors += size, root += size, s1 += size,
-                 s2 += size, mean_x += dim, mean_y += dim, pull += size + 2 * dim) {
+    for (int64_t b = 0; b < batch; ++b, values += dim, vectors += size, pull += size + 2 * dim) {
+        const double *s1 = all.s1 + b * size, *s2 = all.s2 + b * size;
+        const double *mean_x = all.mean_x + b * dim, *mean_y = all.mean_y + b * dim;
         const double epsilon = ridge + relative * inner(s1, s2, size);
         const double negligible = static_cast<double>(dim) *
                                   std::numeric_limits<double>::epsilon() *
                                   std::max(values[dim - 1], 0.0);
-        multiply(vectors, root, dim, factor.data());
+        multiply(vectors, all.factor + b * size, dim, factor.data());
         double roots = 0.0, inverses = 0.0, missed = 0.0;
         for (int64_t k = 0; k < dim; ++k) {
             const double shifted = std::max(values[k], 0.0) + epsilon;

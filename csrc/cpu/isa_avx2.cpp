@@ -168,6 +168,6 @@ const CellKernels kCellsAvx2 = {
     meet_cells};
 const FmaLoop kFmaLoopAvx2 = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsAvx2 = {pairs<false>, pairs<true>, wide::pairs<false>};
-const MomentKernels kMomentsAvx2 = {kWideTile, centre_rows, gram, map_rows};
+const MomentKernels kMomentsAvx2 = {kWideTile, add_rows, map_rows};
 
 }  // namespace vqkern

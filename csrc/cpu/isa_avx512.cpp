@@ -158,6 +158,6 @@ const CellKernels kCellsAvx512 = {
     meet_cells};
 const FmaLoop kFmaLoopAvx512 = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsAvx512 = {pairs<false>, pairs<true>, wide::pairs<false>};
-const MomentKernels kMomentsAvx512 = {kWideTile, centre_rows, gram, map_rows};
+const MomentKernels kMomentsAvx512 = {kWideTile, add_rows, map_rows};
 
 }  // namespace vqkern

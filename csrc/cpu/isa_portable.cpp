@@ -167,6 +167,6 @@ const CellKernels kCellsPortable = {
     meet_cells};
 const FmaLoop kFmaLoopPortable = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsPortable = {pairs<false>, pairs<true>, wide::pairs<false>};
-const MomentKernels kMomentsPortable = {kWideTile, centre_rows, gram, map_rows};
+const MomentKernels kMomentsPortable = {kWideTile, add_rows, map_rows};
 
 }  // namespace vqkern

@@ -1,4 +1,4 @@
-// The two passes over points that Gaussian operations need, one block of rows at a time, in float64.
+// The two passes over points that Gaussian operations need, in float64.
 #pragma once
 
 #include <cstdint>
@@ -8,23 +8,20 @@ namespace vqkern {
 // Rows of a block: a block of 64 channels fits the first-level cache.
 constexpr int64_t kBlockRows = 64;
 
+// Points are rows of `dim` floats; what is float64 has `padded` channels, a whole number of tiles, zero beyond
+// `dim`. `block` has kBlockRows rows to work in.
 struct MomentKernels {
     int tile;  // dimensions are padded to whole tiles
 
-    // Blocks hold rows of `padded` float64 values, a whole number of tiles, zero beyond `dim`.
+    // gram[i][j] += sum_r c_r[i] c_r[j] where j / tile >= i / tile, and sum += sum_r c_r, for `count` centred
+    // rows c_r = rows[r] - shift; gram [padded][padded], shift and sum [padded].
+    void (*add)(const float* const* rows, int64_t count, int64_t dim, int64_t padded,
+                const double* shift, double* block, double* gram, double* sum);
 
-    // block[r] = rows[r] - shift for `count` rows of dim floats; adds the rows to sum where it is not null. Both
-    // shift and sum are [padded].
-    void (*centre)(const float* const* rows, int64_t count, int64_t dim, int64_t padded,
-                   const double* shift, double* block, double* sum);
-
-    // gram[i][j] += sum_r block[r][i] block[r][j] where j / tile >= i / tile; gram [padded][padded].
-    void (*gram)(const double* block, int64_t count, int64_t padded, double* gram);
-
-    // out[r] = offset + block[r] matrix for `count` rows of dim floats, a whole number of tiles in
-    // memory; matrix [padded][padded], offset [padded]. Rows of `out` are `dim` floats apart.
-    void (*map)(const double* block, int64_t count, int64_t dim, int64_t padded,
-                const double* matrix, const double* offset, float* out);
+    // out[r] = offset + (rows[r] - shift) matrix for `count` rows; matrix [padded][padded], shift and offset
+    // [padded].
+    void (*map)(const float* rows, int64_t count, int64_t dim, int64_t padded, const double* shift,
+                const double* matrix, const double* offset, double* block, float* out);
 };
 
 extern const MomentKernels kMomentsPortable;

@@ -13,6 +13,7 @@ namespace {
 constexpr int64_t kMostParts = 64;
 constexpr int64_t kLeastRows = 2048;
 constexpr int64_t kSampled = 64;  // points whose mean is the shift
+constexpr int64_t kRowsAtOnce = 512;
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -57,7 +58,7 @@ void moments(const float* x, const bool* valid, int64_t batch, int64_t n, int64_
 #pragma omp parallel num_threads(threads)
     {
         Doubles block(kBlockRows * padded);
-        const float* rows[kBlockRows];
+        const float* rows[kRowsAtOnce];
 #pragma omp for schedule(static)
         for (int64_t task = 0; task < batch * parts; ++task) {
             const int64_t b = task / parts, part = task % parts;
@@ -66,12 +67,11 @@ void moments(const float* x, const bool* valid, int64_t batch, int64_t n, int64_
             int64_t i = part * part_rows;
             while (i < stop) {
                 int64_t filled = 0;
-                for (; i < stop && filled < kBlockRows; ++i) {
+                for (; i < stop && filled < kRowsAtOnce; ++i) {
                     if (valid == nullptr || valid[b * n + i]) rows[filled++] = x + (b * n + i) * dim;
                 }
-                kernels.centre(rows, filled, dim, padded, shift.data + b * padded, block.data,
-                               gram + padded * padded);
-                kernels.gram(block.data, filled, padded, gram);
+                kernels.add(rows, filled, dim, padded, shift.data + b * padded, block.data, gram,
+                            gram + padded * padded);
                 counts[task] += filled;
             }
         }
@@ -114,21 +114,18 @@ void pull_back(const float* x, const bool* valid, int64_t batch, int64_t n, int6
             }
         }
     }
-    const int64_t blocks = (n + kBlockRows - 1) / kBlockRows;
+    const int64_t parts = (n + kRowsAtOnce - 1) / kRowsAtOnce;
 #pragma omp parallel num_threads(std::max(1, threads))
     {
         Doubles block(kBlockRows * padded);
-        const float* rows[kBlockRows];
 #pragma omp for schedule(static)
-        for (int64_t task = 0; task < batch * blocks; ++task) {
-            const int64_t b = task / blocks, first = task % blocks * kBlockRows;
-            const int64_t count = std::min(kBlockRows, n - first);
+        for (int64_t task = 0; task < batch * parts; ++task) {
+            const int64_t b = task / parts, first = task % parts * kRowsAtOnce;
+            const int64_t count = std::min(kRowsAtOnce, n - first);
             const int64_t at = b * n + first;
-            for (int64_t r = 0; r < count; ++r) rows[r] = x + (at + r) * dim;
-            kernels.centre(rows, count, dim, padded, origin.data + b * padded, block.data,
-                           nullptr);
-            kernels.map(block.data, count, dim, padded, square.data + b * padded * padded,
-                        start.data + b * padded, out + at * dim);
+            kernels.map(x + at * dim, count, dim, padded, origin.data + b * padded,
+                        square.data + b * padded * padded, start.data + b * padded, block.data,
+                        out + at * dim);
             for (int64_t r = 0; r < count && valid != nullptr; ++r) {
                 if (!valid[at + r]) std::fill_n(out + (at + r) * dim, dim, 0.0f);
             }

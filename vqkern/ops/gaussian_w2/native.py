@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -83,9 +81,11 @@ def value_and_gradients(
     to_features: bool,
 ) -> reference.Gradients:
     """`reference.value_and_gradients` on the CPU, with few calls where there are few channels."""
-    if to_features or not _few_and_finite(*covariances):
+    x, y = zip(means, covariances, strict=True)
+    found = None if to_features else _solve(x, y, ridge, 1.0, 1.0)
+    if found is None:
         return reference.value_and_gradients(means, covariances, ridge, to_features)
-    value, pull = _solve(means, covariances, ridge, 1.0, 1.0)
+    value, pull = found
     return reference.Gradients(value, pull[:, -1].clone(), None, pull[:, :-2].clone())
 
 
@@ -97,53 +97,53 @@ def value_and_pulls(
     double: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """As `reference.value_and_pulls`."""
-    if x_grad:
+    n = y.shape[1]
+    found = None if x_grad else _solve(features, y, ridge, 2 / (n - 1), 1 / n)
+    if found is None:
         return reference.value_and_pulls(
             features, y, ridge, x_grad, double, moments, value_and_gradients
         )
-    of_y = moments(y, None)
-    m_x, s1 = features if isinstance(features, tuple) else moments(features, None)[1:]
-    if not _few_and_finite(s1, of_y[2]):
-        return reference.value_and_pulls((m_x, s1), y, ridge, False, double, lambda *_: of_y)
-    n = y.shape[1]
-    value, pull = _solve((m_x, of_y[1]), (s1, of_y[2]), ridge, 2 / (n - 1), 1 / n)
+    value, pull = found
     return value if double else value.float(), None, pull
 
 
-def _few_and_finite(s1: Tensor, s2: Tensor) -> bool:
-    """Whether `_solve` takes these covariances: eigh takes no NaN, and the reference knows how to
-    tell problems of a batch apart."""
-    return s1.shape[-1] <= _MOST_CHANNELS and math.isfinite((s1 + s2).sum().item())
+_Side = Tensor | tuple[Tensor, Tensor]  # points [B, N, D], or mean [B, D] and covariance [B, D, D]
 
 
 def _solve(
-    means: tuple[Tensor, Tensor],
-    covariances: tuple[Tensor, Tensor],
-    ridge: float | None,
-    by_covariance: float,
-    by_mean: float,
-) -> tuple[Tensor, Tensor]:
+    x: _Side, y: _Side, ridge: float | None, by_covariance: float, by_mean: float
+) -> tuple[Tensor, Tensor] | None:
     """The value [B] and [B, D + 2, D]: its derivative by S2, times a factor, m_y, and that by m_y,
-    times a factor."""
-    (m_x, m_y), (s1, s2) = ([t.contiguous() for t in pair] for pair in (means, covariances))
-    b, d, _ = s1.shape
+    times a factor. None where there are many channels, or covariances that are not finite: the
+    reference knows how to tell problems of a batch apart."""
+    *_, d = shape = (y if isinstance(y, Tensor) else y[0]).shape
+    if d > _MOST_CHANNELS:
+        return None
+    b = shape[0]
     kernels = backends.native()
-    root, product = torch.empty_like(s1), torch.empty_like(s1)
+    # What the addresses are of must live until the call has returned.
+    held_x, held_y = _held(x), _held(y)
+    state = torch.empty(kernels.gaussian_w2_state(b, d), dtype=torch.float64)
+    product = torch.empty(b, d, d, dtype=torch.float64)
+    finite = kernels.gaussian_w2_product(
+        *_side(held_x),
+        *_side(held_y),
+        b,
+        d,
+        state.data_ptr(),
+        product.data_ptr(),
+        torch.get_num_threads(),
+    )
+    if not finite:
+        return None
+    values, vectors = torch.linalg.eigh(product)
+    rows = vectors.mT.contiguous()
     value = torch.empty(b, dtype=torch.float64)
     pull = torch.empty(b, d + 2, d, dtype=torch.float64)
-    values, rows = _eigh(s1)
-    kernels.gaussian_w2_product(
-        values.data_ptr(), rows.data_ptr(), s2.data_ptr(), b, d, root.data_ptr(), product.data_ptr()
-    )
-    values, rows = _eigh(product)
     kernels.gaussian_w2_finish(
         values.data_ptr(),
         rows.data_ptr(),
-        root.data_ptr(),
-        s1.data_ptr(),
-        s2.data_ptr(),
-        m_x.data_ptr(),
-        m_y.data_ptr(),
+        state.data_ptr(),
         0.0 if ridge is None else ridge,
         reference.RELATIVE_RIDGE / d if ridge is None else 0.0,
         b,
@@ -154,6 +154,22 @@ def _solve(
         pull.data_ptr(),
     )
     return value, pull
+
+
+def _held(side: _Side) -> _Side:
+    """A side as the kernels read it: float32 points or float64 moments, contiguous."""
+    if isinstance(side, Tensor):
+        return side.detach().float().contiguous()
+    mean, covariance = side
+    return mean.contiguous(), covariance.contiguous()
+
+
+def _side(held: _Side) -> tuple[int, int, int, int]:
+    """Addresses and number of points, as kernels take a side."""
+    if isinstance(held, Tensor):
+        return held.data_ptr(), held.shape[1], 0, 0
+    mean, covariance = held
+    return 0, 0, mean.data_ptr(), covariance.data_ptr()
 
 
 def map_points(
@@ -167,9 +183,3 @@ def map_points(
         None if p is None else _pulled(p, None, pull.contiguous(), factor).to(p.dtype)
         for p, pull in zip(points, pulls, strict=True)
     )
-
-
-def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues [B, D], ascending, and eigenvectors [B, D, D] as rows."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return values, vectors.mT.contiguous()

@@ -9,13 +9,23 @@ torch.compile does, sees the operators.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ..direct import is_ordinary
 from .moments import Moments, passes
 
-_Three = tuple[Tensor, Tensor, Tensor]
+
+class _How(NamedTuple):
+    """What a call is given but for its points. `features` are moments in place of points x."""
+
+    features: tuple[Tensor, Tensor] | None
+    ridge: float | None
+    x_grad: bool
+    double: bool
+    backend: str
 
 
 def of_points(
@@ -24,62 +34,74 @@ def of_points(
     """The distance [...] of points x [..., N, D], or moments that need no gradient, to y [..., K,
     D]."""
     if isinstance(x, Moments):
-        given = None, x.mean, x.covariance
-    else:
-        given = x, None, None
-    x_grad = given[0] is not None and given[0].requires_grad and torch.is_grad_enabled()
-    if is_ordinary(*(t for t in (*given, y) if t is not None)):
-        return _OfPoints.apply(*given, y, ridge, x_grad, double, backend)
-    return _of_points(*given, y, ridge, x_grad, double, backend)[0]
+        how = _How((x.mean, x.covariance), ridge, False, double, backend)
+        if is_ordinary(x.mean, x.covariance, y):
+            return _OfPoints.apply(None, y, how)
+        return _of_points(None, *how.features, y, *how[1:])[0]
+    how = _How(None, ridge, x.requires_grad and torch.is_grad_enabled(), double, backend)
+    if is_ordinary(x, y):
+        return _OfPoints.apply(x, y, how)
+    return _of_points(x, None, None, y, *how[1:])[0]
 
 
-def _flat(t: Tensor | None, dimensions: int) -> Tensor | None:
-    if t is None or t.dim() == dimensions + 1:
+def _flat(t: Tensor, dimensions: int) -> Tensor:
+    if t.dim() == dimensions + 1:
         return t
     return t.reshape(-1, *t.shape[t.dim() - dimensions :])
 
 
-def _forward(x, mean, covariance, y, ridge, x_grad, double, backend) -> _Three:
-    """The value [...] and the pulls of x, empty unless asked for, and y."""
-    features = _flat(x, 2) if x is not None else (_flat(mean, 1), _flat(covariance, 2))
-    value, pull_x, pull_y = passes(backend).value_and_pulls(
-        features, _flat(y, 2), ridge, x_grad, double
+def _forward(x: Tensor | None, y: Tensor, how: _How) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The value [...] and the pulls of x, if asked for, and y."""
+    if x is None:
+        mean, covariance = how.features
+        features = _flat(mean, 1), _flat(covariance, 2)
+    else:
+        features = _flat(x, 2)
+    value, pull_x, pull_y = passes(how.backend).value_and_pulls(
+        features, _flat(y, 2), how.ridge, how.x_grad, how.double
     )
-    return value.view(y.shape[:-2]), pull_x if x_grad else value.new_empty(0), pull_y
+    return value.view(y.shape[:-2]), pull_x, pull_y
 
 
-def _backward(grad, x, y, pull_x, pull_y, backend) -> tuple[Tensor | None, Tensor | None]:
+_Two = tuple[Tensor | None, Tensor | None]
+
+
+def _pull(
+    grad: Tensor,
+    x: Tensor | None,
+    y: Tensor | None,
+    pull_x: Tensor | None,
+    pull_y: Tensor | None,
+    backend: str,
+) -> _Two:
     """The gradients of the sets that are not None."""
-    points = _flat(x, 2), _flat(y, 2)
-    found = passes(backend).map_points(points, (pull_x, pull_y), grad.reshape(-1))
-    return tuple(None if p is None else g.view(p.shape) for p, g in zip((x, y), found, strict=True))
+    points = None if x is None else _flat(x, 2), None if y is None else _flat(y, 2)
+    to_x, to_y = passes(backend).map_points(points, (pull_x, pull_y), grad.reshape(-1))
+    return None if x is None else to_x.view(x.shape), None if y is None else to_y.view(y.shape)
 
 
 class _OfPoints(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, mean, covariance, y, ridge, x_grad, double, backend):
-        value, pull_x, pull_y = _forward(x, mean, covariance, y, ridge, x_grad, double, backend)
-        ctx.backend = backend
+    def forward(ctx, x, y, how):
+        value, pull_x, pull_y = _forward(x, y, how)
+        ctx.backend = how.backend
         ctx.save_for_backward(x, y, pull_x, pull_y)
         return value
 
     @staticmethod
     def backward(ctx, grad):
-        x, y, pull_x, pull_y = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
-        return (*_pulled(grad, x, y, pull_x, pull_y, ctx.backend, wanted[0], wanted[3]),) + (
-            None,
-        ) * 4
+        return *_pulled(ctx, grad, *ctx.needs_input_grad[:2]), None
 
 
-def _pulled(grad, x, y, pull_x, pull_y, backend, x_grad, y_grad):
-    x, y = x if x_grad else None, y if y_grad else None
+def _pulled(ctx, grad: Tensor, x_asked: bool, y_asked: bool) -> _Two:
+    """The gradients that are asked for."""
+    x, y, *pulls = ctx.saved_tensors
+    points = x if x_asked else None, y if y_asked else None
     # With create_graph, the operator: it knows to raise in a second derivative.
-    if torch.is_grad_enabled() or not is_ordinary(grad):
-        found = _of_points_backward(grad, x, y, pull_x, pull_y, backend)
-    else:
-        found = _backward(grad, x, y, pull_x, pull_y, backend)
-    return found[0] if x_grad else None, None, None, found[1] if y_grad else None
+    if is_ordinary(grad) and not torch.is_grad_enabled():
+        return _pull(grad, *points, *pulls, ctx.backend)
+    found = _of_points_backward(grad, *points, *pulls, ctx.backend)
+    return found[0] if x_asked else None, found[1] if y_asked else None
 
 
 @torch.library.custom_op("vqkern::gaussian_w2_of_points", mutates_args=())
@@ -93,7 +115,9 @@ def _of_points(
     double: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _forward(x, mean, covariance, y, ridge, x_grad, double, backend)
+    features = None if x is not None else (mean, covariance)
+    value, pull_x, pull_y = _forward(x, y, _How(features, ridge, x_grad, double, backend))
+    return value, value.new_empty(0) if pull_x is None else pull_x, pull_y
 
 
 @_of_points.register_fake
@@ -111,11 +135,11 @@ def _of_points_backward(
     grad: Tensor,
     x: Tensor | None,
     y: Tensor | None,
-    pull_x: Tensor,
+    pull_x: Tensor | None,
     pull_y: Tensor,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    found = _backward(grad, x, y, pull_x, pull_y, backend)
+    found = _pull(grad, x, y, pull_x, pull_y, backend)
     return tuple(grad.new_empty(0) if g is None else g for g in found)
 
 
@@ -130,11 +154,9 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(x, y, *output[1:])
 
 
-def _autograd(ctx, grad, _pull_x, _pull_y):
-    x, y, pull_x, pull_y = ctx.saved_tensors
-    wanted = ctx.needs_input_grad
-    pulled = _pulled(grad, x, y, pull_x, pull_y, ctx.backend, wanted[0], wanted[3])
-    return *pulled, None, None, None, None
+def _backward(ctx, grad, _pull_x, _pull_y):
+    to_x, to_y = _pulled(ctx, grad, ctx.needs_input_grad[0], ctx.needs_input_grad[3])
+    return to_x, None, None, to_y, None, None, None, None
 
 
-_of_points.register_autograd(_autograd, setup_context=_setup_context)
+_of_points.register_autograd(_backward, setup_context=_setup_context)
