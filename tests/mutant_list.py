@@ -471,6 +471,41 @@ MUTANTS = [
         "means are relative to the shift",
     ),
     Mutant(
+        "moments-next-tile-missed", "alignment", CPU + "moment_passes.inc",
+        "if (r + kWideTile < end) centre(r + kWideTile);", "if (r == 0) centre(r + kWideTile);",
+        "tiles of rows are centred twice, and then no more",
+    ),
+    Mutant(
+        "w2-pivots-of-rounding", "alignment", CPU + "gaussian_w2.cpp",
+        "double most = negligible;", "double most = -1.0;",
+        "channels that are explained already are divided by what rounding left of them",
+    ),
+    Mutant(
+        "few-codes-least-score-alone", "search", CPU + "few_codes.inc",
+        "upper + 2 * margin(upper, delta), delta, panel", "score, delta, panel",
+        "of few codes, those whose scores rounding raised are not measured",
+    ),
+    Mutant(
+        "few-codes-other-span-unseen", "search", CPU + "few_codes.inc",
+        "found == 1 && (reached & (reached - 1)) == 0", "found == 1",
+        "candidates beyond the first span that has any are lost",
+    ),
+    Mutant(
+        "few-codes-candidates-lost", "search", CPU + "few_codes.inc",
+        "if (j == last) continue;", "continue;",
+        "of several candidates one is measured",
+    ),
+    Mutant(
+        "few-codes-first-group-alone", "search", CPU + "few_codes.inc",
+        "for (int64_t g = 1; g < groups; ++g) {", "for (int64_t g = 1; g < 1; ++g) {",
+        "what longer codes of other groups add to the bounds is left out",
+    ),
+    Mutant(
+        "infinity-is-finite", "search", CPU + "codebook.h",
+        "return most < 0x7f800000;", "return most <= 0x7f800000;",
+        "vectors with an infinity are searched",
+    ),
+    Mutant(
         "zero-is-a-one", "rows", CPU + "bits.cpp",
         "row[m] > 0.0f", "row[m] >= 0.0f",
         "a channel of zero gets the bit of a positive one",

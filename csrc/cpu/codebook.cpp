@@ -39,13 +39,6 @@ double sum_error(int64_t dim, Format format) {
 
 }  // namespace
 
-bool all_finite(const float* x, int64_t dim) {
-    // x - x is 0 for finite x and NaN for the rest; no branch keeps the loop a vector loop.
-    float sum = 0.0f;
-    for (int64_t d = 0; d < dim; ++d) sum += x[d] - x[d];
-    return sum == 0.0f;
-}
-
 Codebook::Codebook(const Screened& screened)
     : codes(screened.codes),
       k(screened.k),

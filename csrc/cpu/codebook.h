@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "buffer.h"
@@ -13,13 +14,29 @@ namespace vqkern {
 // Bounds are added and scaled in float32; this much more keeps them on the safe side.
 constexpr double kInflate = 1.0 + 0x1p-16;
 
-bool all_finite(const float* x, int64_t dim);
+// No branch, and no sum of floats, which keeps its order, holds up a vector loop.
+inline bool all_finite(const float* x, int64_t dim) {
+    uint32_t most = 0;
+    for (int64_t d = 0; d < dim; ++d) {
+        uint32_t bits;
+        std::memcpy(&bits, x + d, sizeof bits);
+        bits &= 0x7fffffff;
+        most = bits > most ? bits : most;
+    }
+    return most < 0x7f800000;
+}
+inline bool all_finite(const double* x, int64_t dim) {
+    bool finite = true;
+    for (int64_t d = 0; d < dim; ++d) finite = finite && std::isfinite(x[d]);
+    return finite;
+}
 
 // x as a float that is not smaller; x is finite, and below 2^100.
 inline float round_up(double x) {
     const float y = static_cast<float>(x);
-    // The spacing of floats at y is at most 2^-23 |y|, or below 2^-126.
-    return y < x ? y + (std::fabs(y) * 0x1p-23f + 0x1p-126f) : y;
+    // The spacing of floats at y is at most 2^-23 |y|, or below 2^-126. Which way x was rounded, no branch can
+    // foretell.
+    return y + static_cast<float>(y < x) * (std::fabs(y) * 0x1p-23f + 0x1p-126f);
 }
 
 class Packer;

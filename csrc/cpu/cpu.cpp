@@ -16,7 +16,10 @@ namespace {
 bool always() { return true; }
 
 #ifdef VQKERN_X86
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx2() {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
 
 bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -43,69 +46,116 @@ bool has_amx() {
 }
 #endif
 
+// By its name, an instruction set screens few codes as it does many, or else takes them with `few` whenever it
+// can; the best kernels of a CPU do what is faster.
 struct Entry {
     bool (*runs)();
     CpuKernels kernels;
+    const ScreenKernels* few;
 };
 
 const Entry kEntries[] = {
 #ifdef VQKERN_X86
     {has_amx,
      {"AMX",
-      {{&kScreenAmx, &kScreenAvx512VnniInt8, &kScreenAvx512Vnni, &kScreenAvx512}, &kCellsAvx512},
+      {{&kScreenAmx, &kScreenAvx512VnniInt8, &kScreenAvx512Vnni, &kScreenAvx512}, &kCellsAvx512, nullptr,
+       kSquaredDistanceAvx512},
       &kKernelSumsAvx512,
       &kMomentsAvx512,
-      &kFmaLoopAvx512}},
+      &kFmaLoopAvx512},
+     &kScreenAvx512},
     {has_vnni,
      {"AVX-512 VNNI",
-      {{&kScreenAvx512VnniInt8, &kScreenAvx512Vnni, &kScreenAvx512}, &kCellsAvx512},
+      {{&kScreenAvx512VnniInt8, &kScreenAvx512Vnni, &kScreenAvx512}, &kCellsAvx512, nullptr,
+       kSquaredDistanceAvx512},
       &kKernelSumsAvx512,
       &kMomentsAvx512,
-      &kFmaLoopAvx512}},
+      &kFmaLoopAvx512},
+     &kScreenAvx512},
     {has_vnni,
      {"AVX-512 VNNI int16",
-      {{&kScreenAvx512Vnni, &kScreenAvx512}, &kCellsAvx512},
+      {{&kScreenAvx512Vnni, &kScreenAvx512}, &kCellsAvx512, nullptr,
+       kSquaredDistanceAvx512},
       &kKernelSumsAvx512,
       &kMomentsAvx512,
-      &kFmaLoopAvx512}},
+      &kFmaLoopAvx512},
+     &kScreenAvx512},
     {has_avx512,
      {"AVX-512",
-      {{&kScreenAvx512}, &kCellsAvx512},
+      {{&kScreenAvx512}, &kCellsAvx512, nullptr,
+       kSquaredDistanceAvx512},
       &kKernelSumsAvx512,
       &kMomentsAvx512,
-      &kFmaLoopAvx512}},
+      &kFmaLoopAvx512},
+     &kScreenAvx512},
+    {has_avx512,
+     {"AVX-512 few codes",
+      {{&kScreenAvx512}, &kCellsAvx512, &kScreenAvx512,
+       kSquaredDistanceAvx512},
+      &kKernelSumsAvx512,
+      &kMomentsAvx512,
+      &kFmaLoopAvx512},
+     nullptr},
     {has_avx2,
      {"AVX2",
-      {{&kScreenAvx2}, &kCellsAvx2},
+      {{&kScreenAvx2}, &kCellsAvx2, nullptr,
+       kSquaredDistanceAvx2},
       &kKernelSumsAvx2,
       &kMomentsAvx2,
-      &kFmaLoopAvx2}},
+      &kFmaLoopAvx2},
+     &kScreenAvx2},
+    {has_avx2,
+     {"AVX2 few codes",
+      {{&kScreenAvx2}, &kCellsAvx2, &kScreenAvx2,
+       kSquaredDistanceAvx2},
+      &kKernelSumsAvx2,
+      &kMomentsAvx2,
+      &kFmaLoopAvx2},
+     nullptr},
 #endif
     {always,
      {"portable",
-      {{&kScreenPortable}, &kCellsPortable},
+      {{&kScreenPortable}, &kCellsPortable, nullptr,
+       kSquaredDistancePortable},
       &kKernelSumsPortable,
       &kMomentsPortable,
-      &kFmaLoopPortable}},
+      &kFmaLoopPortable},
+     &kScreenPortable},
+    {always,
+     {"portable few codes",
+      {{&kScreenPortable}, &kCellsPortable, &kScreenPortable,
+       kSquaredDistancePortable},
+      &kKernelSumsPortable,
+      &kMomentsPortable,
+      &kFmaLoopPortable},
+     nullptr},
 };
+
+CpuKernels best_kernels() {
+    for (const Entry& entry : kEntries) {
+        if (!entry.runs()) continue;
+        CpuKernels best = entry.kernels;
+        best.search.few = entry.few;
+        return best;
+    }
+    return {};
+}
 
 }  // namespace
 
 std::vector<const char*> kernel_names() {
     std::vector<const char*> names;
     for (const Entry& entry : kEntries) {
-        if (find_kernels(entry.kernels.name) != nullptr) names.push_back(entry.kernels.name);
+        if (entry.kernels.search.few == nullptr && entry.runs()) names.push_back(entry.kernels.name);
     }
     return names;
 }
 
 const CpuKernels* find_kernels(const char* name) {
-#ifdef VQKERN_X86
-    __builtin_cpu_init();
-#endif
+    static const CpuKernels best = best_kernels();
+    if (name[0] == '\0') return &best;
     for (const Entry& entry : kEntries) {
-        if (name[0] != '\0' && std::strcmp(name, entry.kernels.name) != 0) continue;
-        if (entry.runs()) return &entry.kernels;
+        if (std::strcmp(name, entry.kernels.name) == 0 && entry.runs()) return &entry.kernels;
     }
     return nullptr;
 }

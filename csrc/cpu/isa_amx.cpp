@@ -152,6 +152,6 @@ void place_rows_or_codes(float* vectors, int count, int64_t stride, int64_t padd
 // With fewer channels the vector unit multiplies as fast, and stores nothing.
 const ScreenKernels kScreenAmx = {
     {Format::kInt8, RowLayout::kInTurn, kRows, kTile, kMostGroupTiles, centre, place_rows_or_codes}, 20,
-    screen_with_tiles};
+    screen_with_tiles, nullptr};
 
 }  // namespace vqkern

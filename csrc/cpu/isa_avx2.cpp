@@ -8,6 +8,7 @@
 #include "kernel_sums.h"
 #include "moment_passes.h"
 #include "screen.h"
+#include "squared_distance.h"
 
 namespace vqkern {
 namespace {
@@ -95,6 +96,7 @@ inline uint32_t at_most_each(const float* a, const float* b) {
 
 #include "flush_subnormals_x86.inc"
 #include "screen.inc"
+#include "few_codes.inc"
 
 using Scalar = float;
 #include "exp2_fraction.inc"
@@ -152,22 +154,26 @@ inline Wide wide_splat(double x) { return _mm256_set1_pd(x); }
 inline Wide wide_fma(Wide a, Wide b, Wide c) { return _mm256_fmadd_pd(a, b, c); }
 inline Wide wide_add(Wide a, Wide b) { return _mm256_add_pd(a, b); }
 inline Wide wide_sub(Wide a, Wide b) { return _mm256_sub_pd(a, b); }
+inline Wide wide_mul(Wide a, Wide b) { return _mm256_mul_pd(a, b); }
 inline Wide widen(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
 inline void narrow(float* p, Wide v) { _mm_storeu_ps(p, _mm256_cvtpd_ps(v)); }
 
 #include "moment_passes.inc"
+#include "squared_distance.inc"
 
 #include "cells.inc"
 
 }  // namespace
 
 const ScreenKernels kScreenAvx2 = {
-    {Format::kFloat32, RowLayout::kByChannel, kRows, kTile, kMostGroupTiles, nullptr, nullptr}, 1, screen};
+    {Format::kFloat32, RowLayout::kByChannel, kRows, kTile, kMostGroupTiles, nullptr, nullptr}, 1, screen,
+    screen_few};
 const CellKernels kCellsAvx2 = {
     {Format::kFloat32, RowLayout::kByChannel, kPanelRows, kCellCodes, 1, nullptr, nullptr},
     meet_cells};
 const FmaLoop kFmaLoopAvx2 = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsAvx2 = {pairs<false>, pairs<true>, wide::pairs<false>};
 const MomentKernels kMomentsAvx2 = {kWideTile, add_rows, map_rows};
+const SquaredDistance kSquaredDistanceAvx2 = squared_distance;
 
 }  // namespace vqkern

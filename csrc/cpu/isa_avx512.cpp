@@ -8,6 +8,7 @@
 #include "kernel_sums.h"
 #include "moment_passes.h"
 #include "screen.h"
+#include "squared_distance.h"
 
 namespace vqkern {
 namespace {
@@ -79,6 +80,7 @@ inline uint32_t not_above(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_L
 #include "at_most_avx512.inc"
 #include "flush_subnormals_x86.inc"
 #include "screen.inc"
+#include "few_codes.inc"
 
 using Scalar = float;
 #include "exp2_fraction.inc"
@@ -125,10 +127,12 @@ inline Wide wide_splat(double x) { return _mm512_set1_pd(x); }
 inline Wide wide_fma(Wide a, Wide b, Wide c) { return _mm512_fmadd_pd(a, b, c); }
 inline Wide wide_add(Wide a, Wide b) { return _mm512_add_pd(a, b); }
 inline Wide wide_sub(Wide a, Wide b) { return _mm512_sub_pd(a, b); }
+inline Wide wide_mul(Wide a, Wide b) { return _mm512_mul_pd(a, b); }
 inline Wide widen(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
 inline void narrow(float* p, Wide v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps(v)); }
 
 #include "moment_passes.inc"
+#include "squared_distance.inc"
 
 // float32 keeps its values; their one rounding is part of the screen's error.
 template <Format>
@@ -151,7 +155,7 @@ inline void place_column(int32_t* out, int64_t word, int first, int lanes, __mma
 const ScreenKernels kScreenAvx512 = {
     {Format::kFloat32, RowLayout::kByChannel, kRows, kTile, kMostGroupTiles, centre,
      place<Format::kFloat32, kRows, kTile>},
-    1, screen};
+    1, screen, screen_few};
 const CellKernels kCellsAvx512 = {
     {Format::kFloat32, RowLayout::kByChannel, kPanelRows, kCellCodes, 1, centre,
      place<Format::kFloat32, kPanelRows, kCellCodes>},
@@ -159,5 +163,6 @@ const CellKernels kCellsAvx512 = {
 const FmaLoop kFmaLoopAvx512 = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsAvx512 = {pairs<false>, pairs<true>, wide::pairs<false>};
 const MomentKernels kMomentsAvx512 = {kWideTile, add_rows, map_rows};
+const SquaredDistance kSquaredDistanceAvx512 = squared_distance;
 
 }  // namespace vqkern

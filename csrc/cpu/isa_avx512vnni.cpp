@@ -104,10 +104,10 @@ constexpr auto row_scores = scores_of_row<Format::kInt8>;
 const ScreenKernels kScreenAvx512Vnni = {
     {Format::kInt16, RowLayout::kByChannel, kRows, kTile, kMostGroupTiles, centre,
      place<Format::kInt16, kRows, kTile>},
-    2, int16::screen};
+    2, int16::screen, nullptr};
 const ScreenKernels kScreenAvx512VnniInt8 = {
     {Format::kInt8, RowLayout::kByChannel, kRows, kTile, kMostGroupTiles, centre,
      place<Format::kInt8, kRows, kTile>},
-    7, int8::screen};
+    7, int8::screen, nullptr};
 
 }  // namespace vqkern

@@ -7,6 +7,7 @@
 #include "kernel_sums.h"
 #include "moment_passes.h"
 #include "screen.h"
+#include "squared_distance.h"
 
 namespace vqkern {
 namespace {
@@ -86,6 +87,7 @@ struct FlushSubnormals {
 };
 
 #include "screen.inc"
+#include "few_codes.inc"
 
 using Scalar = float;
 #include "exp2_fraction.inc"
@@ -148,6 +150,7 @@ inline Wide wide_splat(double x) { return Wide{x, x}; }
 inline Wide wide_fma(Wide a, Wide b, Wide c) { return a * b + c; }
 inline Wide wide_add(Wide a, Wide b) { return a + b; }
 inline Wide wide_sub(Wide a, Wide b) { return a - b; }
+inline Wide wide_mul(Wide a, Wide b) { return a * b; }
 inline Wide widen(const float* p) { return Wide{p[0], p[1]}; }
 inline void narrow(float* p, Wide v) {
     p[0] = static_cast<float>(v[0]);
@@ -155,18 +158,21 @@ inline void narrow(float* p, Wide v) {
 }
 
 #include "moment_passes.inc"
+#include "squared_distance.inc"
 
 #include "cells.inc"
 
 }  // namespace
 
 const ScreenKernels kScreenPortable = {
-    {Format::kFloat32, RowLayout::kByChannel, kRows, kTile, kMostGroupTiles, nullptr, nullptr}, 1, screen};
+    {Format::kFloat32, RowLayout::kByChannel, kRows, kTile, kMostGroupTiles, nullptr, nullptr}, 1, screen,
+    screen_few};
 const CellKernels kCellsPortable = {
     {Format::kFloat32, RowLayout::kByChannel, kPanelRows, kCellCodes, 1, nullptr, nullptr},
     meet_cells};
 const FmaLoop kFmaLoopPortable = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsPortable = {pairs<false>, pairs<true>, wide::pairs<false>};
 const MomentKernels kMomentsPortable = {kWideTile, add_rows, map_rows};
+const SquaredDistance kSquaredDistancePortable = squared_distance;
 
 }  // namespace vqkern

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "exact.h"
+#include "squared_distance.h"
 
 namespace vqkern {
 
@@ -51,11 +52,13 @@ struct SquaredL2 {
     int64_t dim;
     double scale;        // of the keys; 1 for float
     double screen_unit;  // squared distances of the screens, in those of the keys
+    SquaredDistance in_float;  // of float vectors
 
     double key(int64_t i, int64_t k) const {
+        if constexpr (sizeof(T) == 4) return in_float(z + i * dim, codes + k * dim, dim);
         const Pair s = {scale, scale};
         return sum_in_pairs(z + i * dim, codes + k * dim, dim, [s](Pair a, Pair b) {
-            const Pair difference = sizeof(T) == 4 ? a - b : a * s - b * s;
+            const Pair difference = a * s - b * s;
             return difference * difference;
         });
     }
@@ -68,7 +71,7 @@ struct SquaredL2 {
     double squared(int64_t, double key) const { return key * screen_unit; }
     // For some of the codes, copied.
     SquaredL2 among(const T* copies, const std::vector<int64_t>&) const {
-        return {z, copies, dim, scale, screen_unit};
+        return {z, copies, dim, scale, screen_unit, in_float};
     }
     double distance(int64_t, double key) const {
         return sizeof(T) == 4 ? key : key / scale / scale;

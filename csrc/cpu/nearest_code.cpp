@@ -15,13 +15,6 @@ constexpr double kRelative = 0x1p-24;
 constexpr double kAbsolute = 0x1p-44;
 
 template <typename T>
-bool finite_row(const T* x, int64_t dim) {
-    T sum = 0;  // x - x is 0 for finite x and NaN for the rest
-    for (int64_t d = 0; d < dim; ++d) sum += x[d] - x[d];
-    return sum == 0;
-}
-
-template <typename T>
 double largest_of(const T* x, int64_t dim) {
     double largest = 0.0;
     for (int64_t d = 0; d < dim; ++d) {
@@ -47,7 +40,7 @@ struct StandIns {
         int64_t count = 0;
         for (int64_t j = 0; j < k; j += stride) {
             const double f = factor(j);
-            if (!std::isfinite(f) || !finite_row(from + j * dim, dim)) continue;
+            if (!std::isfinite(f) || !all_finite(from + j * dim, dim)) continue;
             for (int64_t d = 0; d < dim; ++d) centre[d] += from[j * dim + d] * f;
             count += 1;
         }
@@ -81,7 +74,7 @@ typename Cosine<T>::Length length_of(const T* x, int64_t dim) {
 void search_l2(const std::vector<int64_t>& rows, const float* z, const float* codes, int64_t n, int64_t k,
                int64_t dim, int64_t* index, float* distance, int threads,
                const SearchKernels& kernels, SearchCounts& counts) {
-    const SquaredL2<float> measure = {z, codes, dim, 1.0, 1.0};
+    const SquaredL2<float> measure = {z, codes, dim, 1.0, 1.0, kernels.squared_distance};
     const Screened screened = {z, codes, n, k, dim};
     search_kinds(rows, measure, screened, kernels, index, distance, threads, counts);
 }
@@ -91,7 +84,7 @@ void search_l2(const std::vector<int64_t>& rows, const double* z, const double* 
                const SearchKernels& kernels, SearchCounts& counts) {
     double code = 0.0, row = 0.0;
     for (int64_t j = 0; j < k; ++j) {
-        if (finite_row(codes + j * dim, dim)) code = std::max(code, largest_of(codes + j * dim, dim));
+        if (all_finite(codes + j * dim, dim)) code = std::max(code, largest_of(codes + j * dim, dim));
     }
     for (int64_t i : rows) row = std::max(row, largest_of(z + i * dim, dim));
     // Squares must not overflow; the screens only need float32's range for the codes.
@@ -103,7 +96,7 @@ void search_l2(const std::vector<int64_t>& rows, const double* z, const double* 
     stand_ins.fill(codes, k, dim, threads, factor, stand_ins.codes);
     Screened screened = {stand_ins.z.data, stand_ins.codes.data, n, k, dim, true, kRelative, 0x1p-90};
     const double unit = screen_scale / scale;
-    const SquaredL2<double> measure = {z, codes, dim, scale, unit * unit};
+    const SquaredL2<double> measure = {z, codes, dim, scale, unit * unit, nullptr};
     search_kinds(rows, measure, screened, kernels, index, distance, threads, counts);
 }
 
@@ -120,7 +113,7 @@ void search_cosine(std::vector<int64_t> rows, const T* z, const T* codes, int64_
 #pragma omp parallel for num_threads(threads) reduction(min : first) reduction(+ : usable)
     for (int64_t j = 0; j < k; ++j) {
         measure.of_codes[j] = length_of(codes + j * dim, dim);
-        if (!finite_row(codes + j * dim, dim)) continue;
+        if (!all_finite(codes + j * dim, dim)) continue;
         first = std::min(first, j);
         usable += measure.of_codes[j].norm > 0.0;
     }
@@ -159,7 +152,7 @@ SearchCounts nearest_code(const T* z, const T* codes, int64_t n, int64_t k, int6
     threads = std::max(1, threads);
     std::vector<uint8_t> finite(n);
 #pragma omp parallel for num_threads(threads)
-    for (int64_t i = 0; i < n; ++i) finite[i] = finite_row(z + i * dim, dim);
+    for (int64_t i = 0; i < n; ++i) finite[i] = all_finite(z + i * dim, dim);
     std::vector<int64_t> rows;
     rows.reserve(n);
     for (int64_t i = 0; i < n; ++i) {

@@ -6,12 +6,15 @@
 
 #include "cell_kernels.h"
 #include "screen.h"
+#include "squared_distance.h"
 
 namespace vqkern {
 
 struct SearchKernels {
     std::vector<const ScreenKernels*> screens;  // cheapest first
     const CellKernels* cells;                   // or null: no search meets fewer than all codes
+    const ScreenKernels* few;                   // for few codes, or null
+    SquaredDistance squared_distance;
 };
 
 // What a search did, for those who want to see the certificate.

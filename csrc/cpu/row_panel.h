@@ -57,6 +57,11 @@ class RowPanel final : public Hits {
         panel.upper[r] = std::min(panel.upper[r], upper);
     }
 
+    void decide(int r, int64_t place) override {
+        rows_[r].measured += 1;
+        rows_[r].nearest.offer(packed_->code_at(place));
+    }
+
     void keep(int r, int64_t place, float lower) override {
         Row& row = rows_[r];
         if (row.overflowed) return;

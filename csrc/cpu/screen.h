@@ -22,6 +22,7 @@ constexpr int kPanelRows = 32;  // lanes of the state; a panel holds at most as 
 constexpr int kMostGroupTiles = 8;
 constexpr int kTilesAtOnce = 4;  // whose scores with one row are added up side by side
 constexpr int kMostGroups = 64;  // screened at once
+constexpr int kFewCodes = 1024;  // of whose scores with a panel all are kept
 
 enum class Format { kFloat32, kInt16, kInt8 };
 
@@ -50,6 +51,8 @@ class Hits {
     virtual void expect(int64_t code) = 0;
     // Measures a code exactly.
     virtual void measure(int row, int64_t code) = 0;
+    // As well, where no other can be the nearest.
+    virtual void decide(int row, int64_t code) = 0;
     // Keeps a code whose score is at least `lower`.
     virtual void keep(int row, int64_t code, float lower) = 0;
     // No code at a larger squared distance, as the screens see them, is nearest to the row. Negative once the
@@ -132,6 +135,9 @@ struct ScreenKernels : PackKernels {
     // [rows][dim]) against groups [begin, end), at most kMostGroups, and reports hits.
     void (*screen)(const void* rows, const PackedCodes& codes, int64_t begin, int64_t end,
                    Panel& panel);
+
+    // As well against all of at most kFewCodes codes; null where there is no such kernel.
+    void (*screen_few)(const void* rows, const PackedCodes& codes, Panel& panel);
 };
 
 extern const ScreenKernels kScreenPortable;

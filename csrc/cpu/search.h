@@ -15,6 +15,9 @@ namespace vqkern {
 
 constexpr int64_t kBlockBytes = 256 << 10;  // codes that stay in the second-level cache
 constexpr int64_t kMostRows = 768;  // rows that share one pass over the codes
+constexpr int64_t kMostRowsOfFew = 96;  // where the codes stay in the cache in any case
+// So few codes, or products a row, take less time than to bring vectors to integers and measure candidates.
+constexpr int64_t kFewerCodes = 192, kFewProducts = 24576;
 
 constexpr int64_t kProbedRows = 192, kProbedRowsInCells = 64;
 // Rows that reach more of the cells than this are screened against all codes, by integers or by float32.
@@ -78,6 +81,24 @@ struct Search {
             }
         }
         share_out(packed, &ids[begin], n - begin, kMostRows, against_all, rest, counts);
+        return rest;
+    }
+
+    // As well, where there are few codes: rows are compared with all, and never too many are measured.
+    std::vector<int64_t> screen_few(const std::vector<int64_t>& ids, const ScreenKernels& kernels,
+                                    SearchCounts& counts) const {
+        const Packed packed(codebook, kernels, nullptr, threads);
+        const PackedCodes codes = packed.codes();
+        const auto against_all = [&](RowChunk<Measure>& chunk, int64_t, int64_t count) {
+            const int64_t panels = (count + kernels.rows - 1) / kernels.rows;
+            for (int64_t p = 0; p < panels; ++p) {
+                kernels.screen_few(chunk.rows(p), codes, chunk.panel(p));
+            }
+            return count * codebook.k;
+        };
+        std::vector<int64_t> rest;
+        share_out(packed, ids.data(), static_cast<int64_t>(ids.size()), kMostRowsOfFew, against_all,
+                  rest, counts);
         return rest;
     }
 
@@ -202,6 +223,13 @@ std::vector<int64_t> search_rows(std::vector<int64_t> rows, const Measure& measu
     const Search<T, Measure> search = {measure, screened, codebook, index, distance, threads};
     const int64_t dim = screened.dim;
     const bool floats = kernels.screens.front()->format == Format::kFloat32;
+    const bool few = kernels.few != nullptr && screened.k <= kFewCodes &&
+                     (floats || screened.k <= kFewerCodes || screened.k * dim <= kFewProducts);
+    if (few && static_cast<int64_t>(rows.size()) > kFewRows) {
+        rows = search.screen_few(rows, *kernels.few, counts);
+        if (!rows.empty()) search.scan(rows, counts);
+        return rows;
+    }
     const double most_met = floats ? kMostMetByFloats : kMostMet;
     bool cells = kernels.cells != nullptr && Cells::pay(screened, rows, most_met);
     if (cells) rows = search.meet(std::move(rows), *kernels.cells, most_met, counts);

@@ -383,6 +383,34 @@ def test_every_cpu_kernel(kernel, b, n, d, masked):
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
 
 
+def covariance(d, rank, scales):
+    roots = torch.randn(d, rank, dtype=torch.float64) / rank**0.5 * scales[:, None]
+    return (roots @ roots.T)[None]
+
+
+@needs_native
+@pytest.mark.parametrize("d", [1, 2, 16, 32])
+@pytest.mark.parametrize("features", ["full", "graded", "half", "one", "none", "channels missing"])
+def test_any_factor_of_the_features_covariance_will_do(features, d):
+    """A Cholesky factor with pivots in place of the symmetric root: channels of any scale, any
+    rank."""
+    scales, rank = torch.ones(d, dtype=torch.float64), 2 * d
+    if features == "graded":
+        scales = torch.logspace(-6, 0, d, dtype=torch.float64)
+    elif features == "channels missing":
+        scales[::3] = 0
+    elif features != "full":
+        rank = {"half": max(1, d // 2), "one": 1, "none": 1}[features]
+        scales *= features != "none"
+    means = torch.randn(2, 1, d, dtype=torch.float64).unbind()
+    both = covariance(d, rank, scales), covariance(d, 2 * d, torch.ones(d, dtype=torch.float64))
+    got = native.value_and_gradients(means, both, None, False)
+    want = reference.value_and_gradients(means, both, None, False)
+    torch.testing.assert_close(got.value, want.value, rtol=1e-7, atol=0)
+    assert relative_error(got.codes, want.codes) < 1e-6
+    assert torch.equal(got.mean, want.mean)
+
+
 @needs_native
 def test_a_pass_over_each_set_is_all_that_a_value_takes(monkeypatch):
     x, y = torch.randn(50, 40), torch.randn(60, 40)

@@ -6,8 +6,8 @@ from fractions import Fraction
 import pytest
 import torch
 from support import (
-    CPU_KERNELS,
     HAS_NATIVE,
+    SEARCH_KERNELS,
     SEARCHES,
     assert_no_regret,
     float64_distances,
@@ -158,7 +158,7 @@ def test_negative_zero_equals_zero(which):
 
 
 @pytest.mark.skipif(not HAS_NATIVE, reason="the native module is not built")
-@pytest.mark.parametrize("kernel", CPU_KERNELS)
+@pytest.mark.parametrize("kernel", SEARCH_KERNELS)
 def test_threads_and_batches_do_not_change_a_bit(kernel):
     z, codes = torch.randn(1000, 9), torch.randn(777, 9)
     torch.set_num_threads(1)
@@ -173,7 +173,7 @@ def test_threads_and_batches_do_not_change_a_bit(kernel):
 
 
 @pytest.mark.skipif(not HAS_NATIVE, reason="the native module is not built")
-@pytest.mark.parametrize("kernel", CPU_KERNELS)
+@pytest.mark.parametrize("kernel", SEARCH_KERNELS)
 def test_the_screen_decides_ordinary_rows(kernel):
     """A full scan would be right too, and far too slow: the counts show who decided."""
     z, codes = torch.randn(500, 8), torch.randn(20000, 8)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from support import (
-    CPU_KERNELS,
     HAS_NATIVE,
+    SEARCH_KERNELS,
     assert_no_regret,
     lattice_oracle,
 )
@@ -22,7 +22,7 @@ def assert_cells(counts, codes=CODES):
     assert 0 < counts["scores"] < 0.5 * ROWS * codes, "the rows met all codes"
 
 
-@pytest.mark.parametrize("kernel", CPU_KERNELS)
+@pytest.mark.parametrize("kernel", SEARCH_KERNELS)
 @pytest.mark.parametrize("spread", [3, 20])
 def test_lattice_bit_for_bit(kernel, spread):
     z = torch.randint(-spread, spread + 1, (ROWS, 3)).float()
@@ -52,7 +52,7 @@ DATA = {
 }
 
 
-@pytest.mark.parametrize("kernel", CPU_KERNELS)
+@pytest.mark.parametrize("kernel", SEARCH_KERNELS)
 @pytest.mark.parametrize("data", DATA)
 def test_no_regret(kernel, data):
     generator = torch.Generator().manual_seed(3)
@@ -62,7 +62,7 @@ def test_no_regret(kernel, data):
     assert_cells(counts)
 
 
-@pytest.mark.parametrize("kernel", CPU_KERNELS)
+@pytest.mark.parametrize("kernel", SEARCH_KERNELS)
 def test_a_few_rows_and_codes_are_far_out_or_not_finite(kernel):
     z, codes = torch.randn(ROWS, 4), torch.randn(CODES, 4)
     z[::100] *= 1e5
@@ -79,7 +79,7 @@ def test_a_few_rows_and_codes_are_far_out_or_not_finite(kernel):
     assert_no_regret(z[finite], usable, index[finite])
 
 
-@pytest.mark.parametrize("kernel", CPU_KERNELS)
+@pytest.mark.parametrize("kernel", SEARCH_KERNELS)
 @pytest.mark.parametrize("scale", [1e-37, 1e-41, 1e-22, 1e16, 1e30])
 def test_scales_that_boxes_cannot_measure(kernel, scale):
     whole = torch.randint(-9, 10, (ROWS + CODES, 3)).float()
@@ -96,7 +96,7 @@ def test_scales_that_boxes_cannot_measure(kernel, scale):
         assert_no_regret(z[SOME] * 2.0**100, codes * 2.0**100, index[SOME])
 
 
-@pytest.mark.parametrize("kernel", CPU_KERNELS)
+@pytest.mark.parametrize("kernel", SEARCH_KERNELS)
 def test_half_of_the_codes_have_decayed(kernel):
     z, codes = 1 + torch.randn(ROWS, 3).abs(), 1 + torch.randn(CODES, 3).abs()
     codes[: CODES // 2] = 1e-39 * torch.randn(CODES // 2, 3)  # whole parts are of these alone
@@ -119,7 +119,7 @@ def test_tight_clusters_are_met_in_cells_after_all():
     assert counts["scores"] < 0.7 * len(z) * CODES
 
 
-@pytest.mark.parametrize("kernel", CPU_KERNELS)
+@pytest.mark.parametrize("kernel", SEARCH_KERNELS)
 def test_duplicated_codes_give_the_lowest_index(kernel):
     few = CODES // 20  # more of them are left out before the search
     codes = torch.randn(CODES, 3)
@@ -129,7 +129,7 @@ def test_duplicated_codes_give_the_lowest_index(kernel):
     assert_cells(counts)
 
 
-@pytest.mark.parametrize("kernel", CPU_KERNELS)
+@pytest.mark.parametrize("kernel", SEARCH_KERNELS)
 def test_cosine_and_float64(kernel):
     z, codes = torch.randn(ROWS, 4), torch.randn(CODES, 4)
     index, _, counts = native.search(z, codes, kernel, "cosine")

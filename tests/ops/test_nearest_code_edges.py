@@ -11,12 +11,12 @@ from fractions import Fraction
 
 import pytest
 import torch
-from support import CPU_KERNELS, HAS_NATIVE, float64_distances
+from support import HAS_NATIVE, SEARCH_KERNELS, float64_distances
 
 from vqkern.ops.nearest_code import native
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native module is not built")
-every_kernel = pytest.mark.parametrize("kernel", CPU_KERNELS)
+every_kernel = pytest.mark.parametrize("kernel", SEARCH_KERNELS)
 
 
 def whole(most, *shape):
@@ -407,7 +407,7 @@ class TestRowsAndThreads:
         assert torch.equal(index, expected)
 
 
-@pytest.mark.parametrize("kernel", CPU_KERNELS)
+@pytest.mark.parametrize("kernel", SEARCH_KERNELS)
 def test_long_rows_whose_products_cancel(kernel):
     """Products far larger than the half norms add up to zero, but for their float32 rounding."""
     half = torch.randn(300, 64)
@@ -425,7 +425,7 @@ def test_long_rows_whose_products_cancel(kernel):
         assert index[i] == scores.index(min(scores))
 
 
-@pytest.mark.parametrize("kernel", CPU_KERNELS)
+@pytest.mark.parametrize("kernel", SEARCH_KERNELS)
 def test_rows_so_long_that_float64_distances_are_noise(kernel):
     z = torch.randn(40, 2) * 1e12
     codes = torch.randn(700, 2)

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from support import CPU_KERNELS, HAS_NATIVE
+from support import HAS_NATIVE, SEARCH_KERNELS
 
 from vqkern.ops.nearest_code import native, reference
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native module is not built")
-every_kernel = pytest.mark.parametrize("kernel", CPU_KERNELS)
+every_kernel = pytest.mark.parametrize("kernel", SEARCH_KERNELS)
 
 
 def repeated(kinds, count, how):

@@ -124,6 +124,17 @@ def test_float64_where_float32_would_not_do(kernel, name):
 
 @needs_native
 @pytest.mark.parametrize("kernel", CPU_KERNELS)
+def test_a_gradient_that_cancels_where_the_value_does_not(kernel):
+    """Two clumps out of each other's reach: value 2, and pulls a thousandth of what they sum up."""
+    x, y = 1e-3 * torch.randn(400, 8), 2 * torch.eye(8)[0] + 2 + 1e-3 * torch.randn(600, 8)
+    widths = torch.tensor([1.0], dtype=torch.float64)
+    truth = reference.squared_mmd(x.double(), y.double(), widths, False, True, True)
+    result, _ = native.swept(x, y, widths, False, True, True, kernel)
+    assert_right(result, truth, own_means(x, y, widths.tolist()))
+
+
+@needs_native
+@pytest.mark.parametrize("kernel", CPU_KERNELS)
 @pytest.mark.parametrize("name", ["gaussian", "offset 20", "near", "modes"])
 @pytest.mark.parametrize("d", [1, 8, 23])
 def test_narrow_kernels_do_not_need_float64(kernel, name, d):
