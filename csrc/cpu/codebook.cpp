@@ -108,15 +108,20 @@ Packed::Packed(Codebook& codebook, const PackKernels& kernels, const int32_t* or
 double Packed::pack(int threads) {
     const int64_t most = group_tiles_ * kernels_.tile;
     double longest = 0.0;
-#pragma omp parallel num_threads(threads) reduction(max : longest)
+    bool usable = false;
+#pragma omp parallel num_threads(threads) reduction(max : longest) reduction(|| : usable)
     {
         Packer packer(codebook_, kernels_, false, most);
         std::vector<const float*> vectors(most);
 #pragma omp for
         for (int64_t g = 0; g < groups(); ++g) {
             longest = std::max(longest, pack_group(g, packer, vectors.data()));
+            const float* halves = half_norms_.data + g * most;
+            const int64_t there = std::min(most, codebook_.k - g * most);
+            usable = usable || std::any_of(halves, halves + there, [](float h) { return h <= FLT_MAX; });
         }
     }
+    usable_ = usable;
     return longest;
 }
 

@@ -96,6 +96,8 @@ class Packed {
     double kappa() const { return kappa_; }
     // Half of the groups have no longer code.
     double typical_norm() const { return typical_norm_; }
+    // Whether any code is finite.
+    bool usable() const { return usable_; }
     // The scale for rows of which the longest and the widest are given.
     float row_scale(double longest, double widest) const;
 
@@ -111,6 +113,7 @@ class Packed {
     int group_tiles_;
     double kappa_;
     double typical_norm_ = 0.0;
+    bool usable_ = false;
     Buffer values_, half_norms_;
     std::vector<Group> groups_;
 };

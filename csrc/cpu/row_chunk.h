@@ -13,8 +13,9 @@
 
 namespace vqkern {
 
-// Rows longer than this are not screened: their scores could leave the float32 range.
-constexpr double kLongest = 0x1p90;
+// Rows longer than this are not screened: their scores, or the squares of what integers leave of them, could
+// leave the float32 range.
+constexpr double longest_row(Format format) { return format == Format::kFloat32 ? 0x1p90 : 0x1p60; }
 
 // Some rows of a search, packed in panels.
 template <typename Measure>
@@ -50,6 +51,10 @@ class RowChunk {
                                                      measured);
     }
 
+    const Nearest<Measure>& nearest(int64_t local) const {
+        return panels_[local / kernels_.rows].nearest(static_cast<int>(local % kernels_.rows));
+    }
+
   private:
     void pack_panel(int64_t p, const int64_t* ids, int64_t count) {
         const Codebook& codebook = packed_.codebook();
@@ -66,9 +71,10 @@ class RowChunk {
         packer_.centre(vectors, count);
         double longest = 0.0, widest = 0.0;
         bool all_short = true;
+        const double most = longest_row(kernels_.format) * longest_row(kernels_.format);
         for (int r = 0; r < count; ++r) {
             answers.open(measure_, ids[r], packer_.squared(r), r, packed_);
-            if (!(packer_.squared(r) <= kLongest * kLongest)) {
+            if (!(packer_.squared(r) <= most)) {
                 answers.overflow(r);
                 vectors[r] = nullptr;
                 all_short = false;

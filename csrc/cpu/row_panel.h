@@ -113,6 +113,8 @@ class RowPanel final : public Hits {
         return row.nearest;
     }
 
+    const Nearest<Measure>& nearest(int r) const { return rows_[r].nearest; }
+
     Panel panel;
 
   private:

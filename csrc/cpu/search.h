@@ -167,11 +167,14 @@ struct Search {
                 chunk.pack(ids + first, count);
                 scores += work(chunk, first, count);
                 for (int64_t local = 0; local < count; ++local) {
-                    if (chunk.overflowed(local)) {
+                    // No bound is right that leaves a row without a code.
+                    const bool decided = !chunk.overflowed(local) &&
+                                         (chunk.finish(local, candidates).code() >= 0 || !packed.usable());
+                    if (!decided) {
                         undecided[first + local] = 1;
                         continue;
                     }
-                    answer(ids[first + local], chunk.finish(local, candidates));
+                    answer(ids[first + local], chunk.nearest(local));
                     certified += 1;
                 }
             }

@@ -173,6 +173,23 @@ def test_threads_and_batches_do_not_change_a_bit(kernel):
 
 
 @pytest.mark.skipif(not HAS_NATIVE, reason="the native module is not built")
+@pytest.mark.parametrize("d", [1, 7, 8, 9, 40, 101])
+def test_every_kernel_gives_the_same_bits(d):
+    """Squares are added up in eight chains, then those, whatever the instruction set."""
+    z, codes = torch.randn(60, d), torch.randn(70, d)
+    results = [native.search(z, codes, kernel)[:2] for kernel in SEARCH_KERNELS]
+    index, distance = results[0]
+    apart = torch.nn.functional.pad((z.double() - codes[index].double()).square(), (0, -d % 8))
+    chains = torch.zeros(len(z), 8, dtype=torch.float64)
+    for eight in apart.split(8, dim=1):
+        chains += eight
+    pairs = (chains[:, 0:2] + chains[:, 4:6]) + (chains[:, 2:4] + chains[:, 6:8])
+    assert torch.equal(distance, pairs.sum(1).float())
+    for other in results[1:]:
+        assert torch.equal(other[0], index) and torch.equal(other[1], distance)
+
+
+@pytest.mark.skipif(not HAS_NATIVE, reason="the native module is not built")
 @pytest.mark.parametrize("kernel", SEARCH_KERNELS)
 def test_the_screen_decides_ordinary_rows(kernel):
     """A full scan would be right too, and far too slow: the counts show who decided."""

@@ -224,6 +224,22 @@ class TestBounds:
         check(kernel, whole(8, 60, d) << shift, codes)
 
     @every_kernel
+    @pytest.mark.parametrize("power", [40, 57, 61, 66, 74, 85, 89, 100, 120])
+    @pytest.mark.parametrize("d, k", [(8, 700), (33, 1500)])
+    def test_rows_of_any_length(self, kernel, d, k, power):
+        """What integers leave of a long row, squared, is beyond float32; its neighbours are not."""
+        whole_rows, codes = whole(8, 60, d), whole(40, k, d)
+        times = torch.where(torch.arange(60) % 7 == 0, 2.0**power, 1.0)
+        index, _, counts = native.search(whole_rows * times[:, None], codes.float(), kernel)
+        assert torch.equal(index[times == 1], nearest_whole(whole_rows[times == 1], codes))
+        # So long a row takes the code farthest in its direction, of those the shortest.
+        product, squares = whole_rows @ codes.T, codes.square().sum(1)
+        order = 2 * int(squares.max()) * product - squares
+        expected = torch.where(order == order.amax(1, keepdim=True), torch.arange(k), k).amin(1)
+        assert torch.equal(index[times > 1], expected[times > 1])
+        assert counts["certified"] + counts["scanned"] == 60
+
+    @every_kernel
     @pytest.mark.parametrize("shift", [13, 20, 26])
     @pytest.mark.parametrize("d", [2, 8, 33])
     def test_codes_far_longer_than_rows(self, kernel, d, shift):
