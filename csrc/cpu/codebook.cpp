@@ -13,7 +13,8 @@ namespace {
 constexpr double kUnit = 0x1p-24;
 // What subnormal products and a flush-to-zero mode may lose, for codes scaled to norms below 1.
 constexpr double kUnderflow = 0x1p-110;
-constexpr int64_t kSample = 129;  // codes that the centre and the scale are taken from
+// So many codes, of few an eighth, does the centre and the scale come from.
+constexpr int64_t kMostSampled = 129, kLeastSampled = 17;
 // Codes longer than this, in units of a typical one, set the scale: their scores must stay in range.
 constexpr double kLongestCode = 0x1p30;
 
@@ -47,7 +48,8 @@ Codebook::Codebook(const Screened& screened)
       absolute(screened.absolute),
       centre(dim, 0.0f) {
     // Any centre is right; a median makes the bounds tight, and a few codes far out do not move it.
-    const int64_t stride = (k + kSample - 1) / kSample;
+    const int64_t wanted = std::clamp(k / 8, kLeastSampled, kMostSampled);
+    const int64_t stride = (k + wanted - 1) / wanted;
     std::vector<const float*> sample;
     for (int64_t j = 0; j < k; j += stride) {
         if (all_finite(codes + j * dim, dim)) sample.push_back(codes + j * dim);

@@ -13,13 +13,27 @@
 namespace vqkern {
 
 // The bits of a number, those of 0 for -0: such vectors are as far from everything as one another.
-template <typename T>
-uint64_t word_of(T x) {
-    const T unsigned_zero = x + T(0);
-    uint64_t bits = 0;
-    std::memcpy(&bits, &unsigned_zero, sizeof(T));
+inline uint32_t word_of(float x) {
+    const float unsigned_zero = x + 0.0f;
+    uint32_t bits;
+    std::memcpy(&bits, &unsigned_zero, sizeof bits);
     return bits;
 }
+inline uint64_t word_of(double x) {
+    const double unsigned_zero = x + 0.0;
+    uint64_t bits;
+    std::memcpy(&bits, &unsigned_zero, sizeof bits);
+    return bits;
+}
+
+// Channels of a vector as 64-bit words, the last of which may be half of one.
+inline int64_t words_of(const float*, int64_t dim) { return (dim + 1) / 2; }
+inline int64_t words_of(const double*, int64_t dim) { return dim; }
+inline uint64_t word_at(const float* vector, int64_t dim, int64_t i) {
+    const uint64_t low = word_of(vector[2 * i]);
+    return 2 * i + 1 < dim ? low | static_cast<uint64_t>(word_of(vector[2 * i + 1])) << 32 : low;
+}
+inline uint64_t word_at(const double* vector, int64_t, int64_t i) { return word_of(vector[i]); }
 
 template <typename T>
 uint64_t hash_of(const T* vector, int64_t dim) {
@@ -27,9 +41,9 @@ uint64_t hash_of(const T* vector, int64_t dim) {
     // nothing there by itself, and a sign is the highest.
     constexpr uint64_t kOdd = 0x9e3779b97f4a7c15;
     uint64_t chains[4] = {1, 2, 3, 4};
-    for (int64_t d = 0; d < dim; ++d) {
-        uint64_t& chain = chains[d % 4];
-        chain ^= word_of(vector[d]);
+    for (int64_t i = 0; i < words_of(vector, dim); ++i) {
+        uint64_t& chain = chains[i % 4];
+        chain ^= word_at(vector, dim, i);
         chain = (chain ^ chain >> 32) * kOdd;
     }
     uint64_t all = 0;
@@ -90,13 +104,14 @@ struct Repeats {
 };
 
 // Repeats are many from a 32nd of a sample, and from a 64th of all, on.
-constexpr int64_t kRepeatSample = 256, kSampleShare = 32, kShare = 64;
+constexpr int64_t kMostSampled = 256, kLeastSampled = 48, kSampleShare = 32, kShare = 64;
 
 // Of vectors at(0), ..., at(count - 1); empty if few are repeated, which a sample shows in a small part of the
 // time of a search.
 template <typename T, typename At>
 Repeats find_repeats(const T* vectors, int64_t dim, int64_t count, int threads, At at) {
-    const int64_t sample = std::min(count, kRepeatSample), stride = count / sample;
+    const int64_t wanted = std::clamp(count / 16, kLeastSampled, kMostSampled);
+    const int64_t sample = std::min(count, wanted), stride = count / sample;
     // Neighbours, and some from everywhere: copies may lie side by side, or far apart.
     Distinct<T> near(vectors, dim, sample), far(vectors, dim, sample);
     for (int64_t j = 0; j < sample; ++j) {

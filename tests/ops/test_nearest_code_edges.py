@@ -169,6 +169,15 @@ class TestCandidates:
 
 class TestBounds:
     @every_kernel
+    @pytest.mark.parametrize("d", [3, 8, 20])
+    def test_the_longest_codes_come_last(self, kernel, d):
+        """Near 0 and near 2 z, scores are next to nothing; float32 rounds those of the long ones."""
+        rows = whole(1 << 22, 8, d)
+        short = whole(2, 500, d)
+        long = torch.cat([2 * row + whole(2, 60, d) for row in rows])
+        check(kernel, rows, torch.cat([short, long]))
+
+    @every_kernel
     @pytest.mark.parametrize("d", [2, 3, 7, 8, 16])
     @pytest.mark.parametrize("radius", [1 << 12, 1 << 16, 1 << 18])
     def test_rows_that_the_format_holds(self, kernel, d, radius):
