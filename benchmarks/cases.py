@@ -10,6 +10,11 @@ from vqkern.bench import DATA, Case
 SHAPES = ((16384, 16384, 8), (8192, 65536, 16), (4096, 65536, 64), (2048, 262144, 256))
 # Few channels, where most codes are out of a row's reach.
 FEW_CHANNELS = [Case(16384, 65536, 4), Case(8192, 65536, 8), Case(16384, 262144, 8)]
+# Codebooks of other tokenizers, and those that a product of codebooks is made of.
+FEW_CODES = [
+    Case(16384, *shape)
+    for shape in ((64, 64), (256, 8), (256, 64), (512, 64), (1024, 16), (1024, 256))
+]
 # How the time depends on the number of vectors, for two codebooks (K, D); several peers switch
 # between a slow and a fast path somewhere. One N of each sweep is among the shapes.
 SWEPT = ((16384, 8), (65536, 64))
@@ -24,6 +29,7 @@ _SWEEPS = [Case(n, k, d) for k, d in SWEPT for n in (*SWEEP, LARGEST) if (n, k, 
 NEAREST_CODE = [
     *_GAUSSIAN,
     *FEW_CHANNELS,
+    *FEW_CODES,
     *(Case(*SHAPES[0], data=data) for data in DATA if data != "gaussian"),
     *(Case(*shape, data="near") for shape in SHAPES[1:]),
     *(case for case in _SWEEPS if (case.n, case.k) != (LARGEST, 65536)),
@@ -32,6 +38,7 @@ NEAREST_CODE = [
 NEAREST_CODE_FULL = [
     *_GAUSSIAN,
     *FEW_CHANNELS,
+    *FEW_CODES,
     *(Case(*shape, data=data) for shape in SHAPES for data in DATA if data != "gaussian"),
     *_SWEEPS,
     *HALF,

@@ -502,7 +502,7 @@ MUTANTS = [
     ),
     Mutant(
         "infinity-is-finite", "search", CPU + "codebook.h",
-        "return most < 0x7f800000;", "return most <= 0x7f800000;",
+        "found |= (bits & kExponent) == kExponent;", "found |= (bits & ~0x80000000) > kExponent;",
         "vectors with an infinity are searched",
     ),
     Mutant(
