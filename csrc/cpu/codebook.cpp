@@ -111,7 +111,8 @@ double Packed::pack(int threads) {
     const int64_t most = group_tiles_ * kernels_.tile;
     double longest = 0.0;
     bool usable = false;
-#pragma omp parallel num_threads(threads) reduction(max : longest) reduction(|| : usable)
+#pragma omp parallel num_threads(threads) reduction(max : longest) reduction(|| : usable) \
+    if (codebook_.k * dim_ > kForOneThread)
     {
         Packer packer(codebook_, kernels_, false, most);
         std::vector<const float*> vectors(most);

@@ -39,6 +39,9 @@ inline float round_up(double x) {
     return y + static_cast<float>(y < x) * (std::fabs(y) * 0x1p-23f + 0x1p-126f);
 }
 
+// So few numbers one thread looks at in less time than it takes to wake others.
+constexpr int64_t kForOneThread = 1 << 18;
+
 class Packer;
 
 // Vectors as the screens see them: the caller's, or float32 stand-ins for them.

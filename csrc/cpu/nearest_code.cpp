@@ -151,7 +151,7 @@ SearchCounts nearest_code(const T* z, const T* codes, int64_t n, int64_t k, int6
     SearchCounts counts = {0, 0, 0, 0, 0};
     threads = std::max(1, threads);
     std::vector<uint8_t> finite(n);
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads) if (n * dim > kForOneThread)
     for (int64_t i = 0; i < n; ++i) finite[i] = all_finite(z + i * dim, dim);
     std::vector<int64_t> rows;
     rows.reserve(n);

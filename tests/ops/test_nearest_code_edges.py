@@ -171,7 +171,7 @@ class TestBounds:
     @every_kernel
     @pytest.mark.parametrize("d", [3, 8, 20])
     def test_the_longest_codes_come_last(self, kernel, d):
-        """Near 0 and near 2 z, scores are next to nothing; float32 rounds those of the long ones."""
+        """Near 0 and near 2 z scores are next to nothing; float32 rounds those of long codes."""
         rows = whole(1 << 22, 8, d)
         short = whole(2, 500, d)
         long = torch.cat([2 * row + whole(2, 60, d) for row in rows])
