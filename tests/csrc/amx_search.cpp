@@ -32,7 +32,9 @@ int main() {
         }
         std::vector<int64_t> index[2] = {std::vector<int64_t>(n), std::vector<int64_t>(n)};
         std::vector<float> distance[2] = {std::vector<float>(n), std::vector<float>(n)};
-        const SearchKernels kernels[2] = {{{&kScreenAmx}, nullptr}, {{&kScreenPortable}, nullptr}};
+        const SearchKernels kernels[2] = {
+            {{&kScreenAmx}, nullptr, nullptr, kSquaredDistancePortable},
+            {{&kScreenPortable}, nullptr, nullptr, kSquaredDistancePortable}};
         for (int which = 0; which < 2; ++which) {
             const SearchCounts counts =
                 nearest_code(z.data(), codes.data(), n, k, dim, false, index[which].data(),

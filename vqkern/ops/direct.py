@@ -58,7 +58,10 @@ def direct(
             return backward(ctx, *grads)
 
     def call(*inputs):
-        ordinary = is_ordinary(*(value for value in inputs if isinstance(value, Tensor)))
-        return Direct.apply(*inputs) if ordinary else op(*inputs)
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        if not is_ordinary(*tensors):
+            return op(*inputs)
+        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        return Direct.apply(*inputs) if wanted else function(*inputs)
 
     return call
