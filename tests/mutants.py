@@ -27,7 +27,9 @@ from pathlib import Path
 from mutant_list import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMEOUT = 300  # seconds; a mutant may loop for ever
+# Seconds: a mutant may loop for ever. One that takes five times as long as its suite without it is
+# caught.
+LONGEST, SHORTEST_LIMIT, TIMES = 3600, 300, 5
 LEAST_SHARE = 0.9
 NOT_COPIED = (".git", ".venv", "build", "runs", "*.so", "*.egg-info", "__pycache__", ".*_cache")
 
@@ -96,7 +98,9 @@ class Copy:
             sys.exit(f"the unmutated tree does not build\n{done.stdout}")
         shutil.copytree(self.build, self.built)
 
-    def run(self, command: list, interpret: bool = False) -> subprocess.CompletedProcess:
+    def run(
+        self, command: list, interpret: bool = False, limit: float = LONGEST
+    ) -> subprocess.CompletedProcess:
         environment = {**self.environment, **({"TRITON_INTERPRET": "1"} if interpret else {})}
         return subprocess.run(
             [str(part) for part in command],
@@ -106,19 +110,19 @@ class Copy:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            timeout=TIMEOUT,
+            timeout=limit,
         )
 
     def compile(self) -> bool:
         return self.run(["ninja", "-C", self.build, "-j1"]).returncode == 0
 
-    def test(self, suite: str) -> Outcome:
+    def test(self, suite: str, limit: float = LONGEST) -> Outcome:
         arguments, interpret = SUITES[suite]
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-rf", "-p", "no:cacheprovider"]
         try:
-            done = self.run([*command, *arguments], interpret)
+            done = self.run([*command, *arguments], interpret, limit)
         except subprocess.TimeoutExpired:
-            return Outcome("caught", f"no end after {TIMEOUT} s")
+            return Outcome("caught", f"no end after {limit:.0f} s")
         if done.returncode == 0:
             return Outcome("survived")
         failed = re.search(r"^(?:FAILED|ERROR) tests/ops/([^\n]*?)(?: - .*)?$", done.stdout, re.M)
@@ -130,7 +134,15 @@ class Copy:
             return Outcome("caught", f"{test[1]} (crash)")
         sys.exit(f"suite {suite}: pytest ended with {done.returncode}\n{done.stdout[-3000:]}")
 
-    def try_mutant(self, mutant: Mutant) -> Outcome:
+    def time_suite(self, suite: str) -> float:
+        """Seconds that a suite takes without a mutant; it must be green."""
+        begin = time.monotonic()
+        outcome = self.test(suite)
+        if outcome.state != "survived":
+            sys.exit(f"suite {suite} is red without a mutant: {outcome.how}")
+        return time.monotonic() - begin
+
+    def try_mutant(self, mutant: Mutant, limit: float) -> Outcome:
         begin = time.monotonic()
         file = self.root / mutant.file
         times, original = file.stat(), file.read_text()
@@ -140,7 +152,7 @@ class Copy:
             if native and not self.compile():
                 outcome = Outcome("did not build")
             else:
-                outcome = self.test(mutant.suite)
+                outcome = self.test(mutant.suite, limit)
         finally:
             file.write_text(original)
             if native:
@@ -195,20 +207,20 @@ def main() -> int:
         for copy in pool.map(lambda i: Copy(Path(folder) / str(i)), numbers):
             copies.put(copy)
 
-        def with_a_copy(work, of):
+        def with_a_copy(work, *of):
             copy = copies.get()
             try:
-                return work(copy, of)
+                return work(copy, *of)
             finally:
                 copies.put(copy)
 
         suites = sorted({mutant.suite for mutant in mutants})
-        for suite, green in zip(
-            suites, pool.map(lambda s: with_a_copy(Copy.test, s), suites), strict=True
-        ):
-            if green.state != "survived":
-                sys.exit(f"suite {suite} is red without a mutant: {green.how}")
-        tried = pool.map(lambda m: with_a_copy(Copy.try_mutant, m), mutants)
+        taken = pool.map(lambda s: with_a_copy(Copy.time_suite, s), suites)
+        limits = {
+            suite: max(SHORTEST_LIMIT, TIMES * seconds)
+            for suite, seconds in zip(suites, taken, strict=True)
+        }
+        tried = pool.map(lambda m: with_a_copy(Copy.try_mutant, m, limits[m.suite]), mutants)
         for mutant, outcome in zip(mutants, tried, strict=True):
             outcomes[mutant] = outcome
             line = f"{mutant.name}: {outcome.state} {outcome.how} ({outcome.seconds:.0f} s)"
