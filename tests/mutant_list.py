@@ -286,7 +286,7 @@ MUTANTS = [
     ),
     Mutant(
         "row-not-finite-searched", "search", CPU + "nearest_code.cpp",
-        "= finite_row(z + i * dim, dim);", "= finite_row(z + i * dim, dim - 1);",
+        "= all_finite(z + i * dim, dim);", "= all_finite(z + i * dim, dim - 1);",
         "rows with NaN or infinity in the last channel get an index",
     ),
     Mutant(

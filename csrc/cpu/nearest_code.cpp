@@ -6,8 +6,23 @@
 
 #include "repeats.h"
 
+#ifdef VQKERN_X86
+#include <xmmintrin.h>
+#endif
+
 namespace vqkern {
 namespace {
+
+// As long as there is one, subnormal numbers are what they are in this thread, which may have been told to take
+// them as 0; other threads have not.
+struct WithSubnormals {
+#ifdef VQKERN_X86
+    static constexpr unsigned kFlush = 0x8040;  // results to 0, and inputs
+    WithSubnormals() { _mm_setcsr(before & ~kFlush); }
+    ~WithSubnormals() { _mm_setcsr(before); }
+    const unsigned before = _mm_getcsr();
+#endif
+};
 
 // A float32 stand-in of a float64 vector is off by half a unit in its last place.
 constexpr double kRelative = 0x1p-24;
@@ -149,6 +164,7 @@ SearchCounts nearest_code(const T* z, const T* codes, int64_t n, int64_t k, int6
                           int64_t* index, T* distance, int threads,
                           const SearchKernels& kernels) {
     SearchCounts counts = {0, 0, 0, 0, 0};
+    [[maybe_unused]] const WithSubnormals with_subnormals;
     threads = std::max(1, threads);
     std::vector<uint8_t> finite(n);
 #pragma omp parallel for num_threads(threads) if (n * dim > kForOneThread)

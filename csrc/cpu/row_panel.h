@@ -58,6 +58,7 @@ class RowPanel final : public Hits {
     }
 
     void decide(int r, int64_t place) override {
+        if (place >= codebook_->k) return;
         rows_[r].measured += 1;
         rows_[r].nearest.offer(packed_->code_at(place));
     }

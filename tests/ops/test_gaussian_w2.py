@@ -412,6 +412,19 @@ def test_any_factor_of_the_features_covariance_will_do(features, d):
 
 
 @needs_native
+@pytest.mark.parametrize("d", [4, 8, 16])
+def test_both_gradients_are_as_good_as_one(d):
+    """In channels of very different scale, the other way round in either set."""
+    scales = 10 ** torch.linspace(-4, 4, d)
+    x, y = torch.randn(3 * d, d) * scales, torch.randn(3 * d, d) * scales.flip(0)
+    _, gx, gy = value_and_gradients(lambda a, b: vqkern.gaussian_w2(a, b, backend="cpp"), x, y)
+    for own, other, got in ((x, y, gx), (y, x, gy)):
+        leaf = own.clone().requires_grad_()
+        vqkern.gaussian_w2(other, leaf, backend="cpp").backward()
+        assert torch.equal(leaf.grad, got)
+
+
+@needs_native
 def test_a_pass_over_each_set_is_all_that_a_value_takes(monkeypatch):
     x, y = torch.randn(50, 40), torch.randn(60, 40)
     passes, moments_of = [], native.moments

@@ -2,7 +2,7 @@
 
 An operator with a derivative costs a tenth of a millisecond to go through, as much as a pass over a
 megabyte. Ordinary tensors go straight to an autograd function; only what traces or watches calls,
-as torch.compile does, sees the operator.
+as torch.compile does, sees the operator, and so do tensors that are not what their memory says.
 """
 
 from __future__ import annotations
@@ -11,16 +11,26 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 
 def is_ordinary(*tensors: Tensor) -> bool:
-    """Whether nothing watches operators on these tensors but autograd."""
+    """Whether nothing watches operators on these tensors but autograd, backwards, and no mode, as
+    that of a default device, says what a new tensor is; and whether the tensors are their memory:
+    neither negated nor all zeros without any.
+    """
     return (
         not torch.compiler.is_compiling()
-        and all(type(t) in (Tensor, Parameter) for t in tensors)
+        and all(
+            type(t) in (Tensor, Parameter) and not t.is_neg() and not t._is_zerotensor()
+            for t in tensors
+        )
         and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._len_torch_function_stack()
         and not torch._C._are_functorch_transforms_active()
+        and not torch._C._get_tracing_state()
+        and forward_ad._current_level < 0
     )
 
 

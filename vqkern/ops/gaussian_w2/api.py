@@ -28,7 +28,8 @@ def gaussian_w2(
     al. 2025; VAEVQ, closed form in its appendix).
 
     Args:
-        x: points [..., N, D], floating point, or their `Moments`, from `moments` and `merge`.
+        x: points [..., N, D], floating point, or their `Moments`, from `moments` and
+            `merge` in `vqkern.ops`.
         y: points [..., K, D] or their `Moments`, on the device of `x`; leading dimensions, those of
             `x`, are independent problems.
         ridge: e, at least 0, in units of C (variance squared). None: 1e-14 tr(C) / D. It lowers the
@@ -51,11 +52,12 @@ def gaussian_w2(
         codes have no variance in some direction (fewer codes than channels, equal codes), the
         distance has a kink, of whose subgradients this is the one that leaves such a direction to
         the means alone: codes that are all equal move with their mean. At ridge 0 the same holds
-        for eigenvalues of C that rounding cannot tell from 0. "triton" has no eigendecomposition
-        and takes a ridge of at least 3e-14 tr(C), also for None; the gradient of codes that are
-        rank-deficient, or 10,000 times narrower in some directions than in others, is then right to
-        1e-3, and that of others to float32. A point that is not finite gives NaN, and NaN
-        gradients.
+        for eigenvalues of C that rounding cannot tell from 0; a ridge above 0 that is below D 2^-52
+        of the largest leaves the gradient in their directions to rounding. "triton" has no
+        eigendecomposition and takes a ridge of at least 3e-14 tr(C), also for None; the gradient of
+        codes that are rank-deficient, or 10,000 times narrower in some directions than in others,
+        is then right to 1e-3, and that of others to float32. A point that is not finite gives NaN,
+        and NaN gradients.
     """
     for name, points in (("x", x), ("y", y)):
         if isinstance(points, Moments):

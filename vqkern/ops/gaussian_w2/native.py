@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -82,11 +84,12 @@ def value_and_gradients(
 ) -> reference.Gradients:
     """`reference.value_and_gradients` on the CPU, with few calls where there are few channels."""
     x, y = zip(means, covariances, strict=True)
-    found = None if to_features else _solve(x, y, ridge, 1.0, 1.0)
+    found = _solve(x, y, ridge, 1.0, 1.0)
     if found is None:
         return reference.value_and_gradients(means, covariances, ridge, to_features)
-    value, pull = found
-    return reference.Gradients(value, pull[:, -1].clone(), None, pull[:, :-2].clone())
+    features = _solve(y, x, ridge, 1.0, 1.0).pull[:, :-2].clone() if to_features else None
+    pull = found.pull
+    return reference.Gradients(found.value, pull[:, -1].clone(), features, pull[:, :-2].clone())
 
 
 def value_and_pulls(
@@ -97,25 +100,43 @@ def value_and_pulls(
     double: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """As `reference.value_and_pulls`."""
-    n = y.shape[1]
-    found = None if x_grad else _solve(features, y, ridge, 2 / (n - 1), 1 / n)
+    found = _solve(features, y, ridge, *_shares(y))
     if found is None:
         return reference.value_and_pulls(
             features, y, ridge, x_grad, double, moments, value_and_gradients
         )
-    value, pull = found
-    return value if double else value.float(), None, pull
+    pull_x = None
+    if x_grad:
+        # The other way round, from the moments that are there; it is finite as it was.
+        pull_x = _solve(found.y, found.x, ridge, *_shares(features)).pull
+    return found.value if double else found.value.float(), pull_x, found.pull
 
 
-_Side = Tensor | tuple[Tensor, Tensor]  # points [B, N, D], or mean [B, D] and covariance [B, D, D]
+def _shares(points: Tensor) -> tuple[float, float]:
+    """What each point's gradient has of those of the covariance and the mean."""
+    n = points.shape[1]
+    return 2 / (n - 1), 1 / n
+
+
+_Moments = tuple[Tensor, Tensor]  # mean [B, D] and covariance [B, D, D]
+_Side = Tensor | _Moments  # points [B, N, D], or moments of such
+
+
+class _Solved(NamedTuple):
+    """The value [B], and `pull` [B, D + 2, D]: its derivative by S2, times a factor, m_y, and that
+    by m_y, times a factor; and the moments of both sides."""
+
+    value: Tensor
+    pull: Tensor
+    x: _Moments
+    y: _Moments
 
 
 def _solve(
     x: _Side, y: _Side, ridge: float | None, by_covariance: float, by_mean: float
-) -> tuple[Tensor, Tensor] | None:
-    """The value [B] and [B, D + 2, D]: its derivative by S2, times a factor, m_y, and that by m_y,
-    times a factor. None where there are many channels, or covariances that are not finite: the
-    reference knows how to tell problems of a batch apart."""
+) -> _Solved | None:
+    """None where there are many channels, or covariances that are not finite: the reference knows
+    how to tell problems of a batch apart."""
     *_, d = shape = (y if isinstance(y, Tensor) else y[0]).shape
     if d > _MOST_CHANNELS:
         return None
@@ -153,7 +174,9 @@ def _solve(
         value.data_ptr(),
         pull.data_ptr(),
     )
-    return value, pull
+    m_x, m_y, s1, s2, _ = state.split([b * d, b * d, *[b * d * d] * 3])
+    moments_x = m_x.view(b, d), s1.view(b, d, d)
+    return _Solved(value, pull, moments_x, (m_y.view(b, d), s2.view(b, d, d)))
 
 
 def _held(side: _Side) -> _Side:

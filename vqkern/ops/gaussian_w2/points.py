@@ -85,7 +85,7 @@ class _OfPoints(torch.autograd.Function):
     def forward(ctx, x, y, how):
         value, pull_x, pull_y = _forward(x, y, how)
         ctx.backend = how.backend
-        ctx.save_for_backward(x, y, pull_x, pull_y)
+        ctx.save_for_backward(x if how.x_grad else None, y, pull_x, pull_y)
         return value
 
     @staticmethod
@@ -149,9 +149,9 @@ def _(grad, x, y, pull_x, pull_y, backend):
 
 
 def _setup_context(ctx, inputs, output):
-    x, _, _, y, *_, ctx.backend = inputs
+    x, _, _, y, _, x_grad, _, ctx.backend = inputs
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(x, y, *output[1:])
+    ctx.save_for_backward(x if x_grad else None, y, *output[1:])
 
 
 def _backward(ctx, grad, _pull_x, _pull_y):

@@ -40,8 +40,8 @@ def nearest_code(
 
     Returns:
         NearestCode(index [...], distance [...]). `distance` is differentiable with respect to both
-        arguments; `index` is not. A row with a NaN or an infinity gets index -1 and distance +inf
-        and no gradient; a code with one is never chosen.
+        arguments, in reverse mode; `index` is not. A row with a NaN or an infinity gets index -1
+        and distance +inf and no gradient; a code with one is never chosen.
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
