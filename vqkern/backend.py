@@ -21,6 +21,7 @@ import torch
 
 # Fastest first: `auto` takes the first that is available and supports the call.
 BACKENDS = ("cuda", "triton", "cpp", "torch")
+_FOR_CUDA = ("cuda", "triton")
 
 # What an op says about one backend: None if it supports the call, else the reason it does not.
 Support = Callable[[], str | None]
@@ -150,7 +151,7 @@ def choose(op: str, requested: str, device: torch.device, supports: Mapping[str,
     if requested == "auto":
         for name in BACKENDS:
             # An interpreter is never what a user wants by default.
-            if name not in supports or (name == "triton" and device.type != "cuda"):
+            if name not in supports or (name in _FOR_CUDA and device.type != "cuda"):
                 continue
             if _status_of(name, device).available and supports[name]() is None:
                 return name
