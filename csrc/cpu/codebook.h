@@ -33,10 +33,14 @@ inline bool all_finite(const double* x, int64_t dim) {
 
 // x as a float that is not smaller; x is finite, and below 2^100.
 inline float round_up(double x) {
-    const float y = static_cast<float>(x);
-    // The spacing of floats at y is at most 2^-23 |y|, or below 2^-126. Which way x was rounded, no branch can
+    float y = static_cast<float>(x);
+    // The next float is the next whole number in bits, upwards from 0. Which way x was rounded, no branch can
     // foretell.
-    return y + static_cast<float>(y < x) * (std::fabs(y) * 0x1p-23f + 0x1p-126f);
+    uint32_t bits;
+    std::memcpy(&bits, &y, sizeof bits);
+    bits += static_cast<uint32_t>(y < x) * (1u - 2u * (bits >> 31));
+    std::memcpy(&y, &bits, sizeof bits);
+    return y;
 }
 
 // So few numbers one thread looks at in less time than it takes to wake others.
