@@ -69,6 +69,9 @@ def nearest_code(
     if metric not in METRICS:
         raise ValueError(f"nearest_code: metric must be one of {METRICS}, got {metric!r}")
     chosen = _choose(z, codes, metric, backend)
+    if z.dim() == 2:
+        distance, index = _nearest_code(z, codes, metric, chosen)
+        return NearestCode(index, distance)
     distance, index = _nearest_code(z.reshape(-1, z.shape[-1]), codes, metric, chosen)
     return NearestCode(index.reshape(z.shape[:-1]), distance.reshape(z.shape[:-1]))
 

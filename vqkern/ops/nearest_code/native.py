@@ -17,7 +17,7 @@ def nearest_code(z: Tensor, codes: Tensor, metric: str = "l2") -> tuple[Tensor, 
     """
     index, distance, counts = search(z, codes, metric=metric)
     counts.pop("scores")
-    certificate.record(len(z), **counts)
+    certificate.record(z.shape[0], **counts)
     return index, distance
 
 
@@ -32,14 +32,15 @@ def search(
     dtype = common_dtype(z, codes)
     z = z.detach().to(dtype).contiguous()
     codes = codes.detach().to(dtype).contiguous()
-    index = torch.empty(len(z), dtype=torch.int64)
-    distance = torch.empty(len(z), dtype=dtype)
+    n, d = z.shape
+    index = torch.empty(n, dtype=torch.int64)
+    distance = torch.empty(n, dtype=dtype)
     counts = backends.native().nearest_code(
         z.data_ptr(),
         codes.data_ptr(),
-        z.shape[0],
+        n,
         codes.shape[0],
-        codes.shape[1],
+        d,
         index.data_ptr(),
         distance.data_ptr(),
         metric == "cosine",
