@@ -501,7 +501,7 @@ MUTANTS = [
         "what longer codes of other groups add to the bounds is left out",
     ),
     Mutant(
-        "infinity-is-finite", "search", CPU + "codebook.h",
+        "infinity-is-finite", "search", CPU + "finite.h",
         "found |= (bits & kExponent) == kExponent;", "found |= (bits & ~0x80000000) > kExponent;",
         "vectors with an infinity are searched",
     ),

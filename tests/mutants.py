@@ -49,7 +49,14 @@ SUITES: dict[str, tuple[list[str], bool]] = {
     ),
     "rows": (["tests/ops/test_rows.py", "tests/ops/test_bits.py"], False),
     "sums": (["tests/ops/test_code_sums_edges.py", "tests/ops/test_code_sums.py"], False),
-    "alignment": (["tests/ops/test_squared_mmd.py", "tests/ops/test_gaussian_w2.py"], False),
+    "alignment": (
+        [
+            "tests/ops/test_squared_mmd.py",
+            "tests/ops/test_gaussian_w2_kernels.py",
+            "tests/ops/test_gaussian_w2.py",
+        ],
+        False,
+    ),
     "triton": (
         [
             "tests/ops/test_triton_interpreted.py",

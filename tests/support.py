@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 
 import torch
@@ -131,3 +132,10 @@ def grid_sizes(name: str) -> dict:
         return {"dim": 8, "codebook_size": 2 ** BITS[structure], **maps}
     maps = {"patch_sizes": (1, 2, 4)} if name.endswith("_var") else {}
     return {"dim": 8, "codebook_size": 64, **maps}
+
+
+def value_and_gradients(function: Callable, *points: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """A function's value and its gradient with respect to each of its arguments."""
+    leaves = [p.detach().requires_grad_() for p in points]
+    value = function(*leaves)
+    return value.detach(), *torch.autograd.grad(value, leaves)

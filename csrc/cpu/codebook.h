@@ -7,29 +7,13 @@
 #include <vector>
 
 #include "buffer.h"
+#include "finite.h"
 #include "screen.h"
 
 namespace vqkern {
 
 // Bounds are added and scaled in float32; this much more keeps them on the safe side.
 constexpr double kInflate = 1.0 + 0x1p-16;
-
-// No branch, and no sum of floats, which keeps its order, holds up a vector loop.
-inline bool all_finite(const float* x, int64_t dim) {
-    constexpr uint32_t kExponent = 0x7f800000;  // all of its bits: an infinity or a NaN
-    uint32_t found = 0;
-    for (int64_t d = 0; d < dim; ++d) {
-        uint32_t bits;
-        std::memcpy(&bits, x + d, sizeof bits);
-        found |= (bits & kExponent) == kExponent;
-    }
-    return found == 0;
-}
-inline bool all_finite(const double* x, int64_t dim) {
-    bool finite = true;
-    for (int64_t d = 0; d < dim; ++d) finite = finite && std::isfinite(x[d]);
-    return finite;
-}
 
 // x as a float that is not smaller; x is finite, and below 2^100.
 inline float round_up(double x) {

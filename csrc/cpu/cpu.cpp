@@ -1,6 +1,7 @@
 #include "cpu.h"
 
 #include <cstring>
+#include <utility>
 
 #ifdef VQKERN_X86
 #include <cpuid.h>
@@ -46,97 +47,64 @@ bool has_amx() {
 }
 #endif
 
-// By its name, an instruction set screens few codes as it does many, or else takes them with `few` whenever it
-// can; the best kernels of a CPU do what is faster.
+CpuKernels portable(const char* name) {
+    return {name,
+            {{&kScreenPortable}, &kCellsPortable, nullptr, kSquaredDistancePortable},
+            &kKernelSumsPortable,
+            &kMomentsPortable,
+            &kFmaLoopPortable};
+}
+
+#ifdef VQKERN_X86
+CpuKernels avx2(const char* name) {
+    return {name,
+            {{&kScreenAvx2}, &kCellsAvx2, nullptr, kSquaredDistanceAvx2},
+            &kKernelSumsAvx2,
+            &kMomentsAvx2,
+            &kFmaLoopAvx2};
+}
+
+// What the extensions of AVX-512 add are screens.
+CpuKernels avx512(const char* name, std::vector<const ScreenKernels*> screens) {
+    screens.push_back(&kScreenAvx512);
+    return {name,
+            {std::move(screens), &kCellsAvx512, nullptr, kSquaredDistanceAvx512},
+            &kKernelSumsAvx512,
+            &kMomentsAvx512,
+            &kFmaLoopAvx512};
+}
+#endif
+
+// The last screen is in float32.
+CpuKernels with_few(CpuKernels kernels) {
+    kernels.search.few = kernels.search.screens.back();
+    return kernels;
+}
+
+// By its name, an instruction set screens few codes as it does many, or else takes them as few whenever it can;
+// the best kernels of a CPU do what is faster.
 struct Entry {
     bool (*runs)();
     CpuKernels kernels;
-    const ScreenKernels* few;
 };
 
 const Entry kEntries[] = {
 #ifdef VQKERN_X86
-    {has_amx,
-     {"AMX",
-      {{&kScreenAmx, &kScreenAvx512VnniInt8, &kScreenAvx512Vnni, &kScreenAvx512}, &kCellsAvx512, nullptr,
-       kSquaredDistanceAvx512},
-      &kKernelSumsAvx512,
-      &kMomentsAvx512,
-      &kFmaLoopAvx512},
-     &kScreenAvx512},
-    {has_vnni,
-     {"AVX-512 VNNI",
-      {{&kScreenAvx512VnniInt8, &kScreenAvx512Vnni, &kScreenAvx512}, &kCellsAvx512, nullptr,
-       kSquaredDistanceAvx512},
-      &kKernelSumsAvx512,
-      &kMomentsAvx512,
-      &kFmaLoopAvx512},
-     &kScreenAvx512},
-    {has_vnni,
-     {"AVX-512 VNNI int16",
-      {{&kScreenAvx512Vnni, &kScreenAvx512}, &kCellsAvx512, nullptr,
-       kSquaredDistanceAvx512},
-      &kKernelSumsAvx512,
-      &kMomentsAvx512,
-      &kFmaLoopAvx512},
-     &kScreenAvx512},
-    {has_avx512,
-     {"AVX-512",
-      {{&kScreenAvx512}, &kCellsAvx512, nullptr,
-       kSquaredDistanceAvx512},
-      &kKernelSumsAvx512,
-      &kMomentsAvx512,
-      &kFmaLoopAvx512},
-     &kScreenAvx512},
-    {has_avx512,
-     {"AVX-512 few codes",
-      {{&kScreenAvx512}, &kCellsAvx512, &kScreenAvx512,
-       kSquaredDistanceAvx512},
-      &kKernelSumsAvx512,
-      &kMomentsAvx512,
-      &kFmaLoopAvx512},
-     nullptr},
-    {has_avx2,
-     {"AVX2",
-      {{&kScreenAvx2}, &kCellsAvx2, nullptr,
-       kSquaredDistanceAvx2},
-      &kKernelSumsAvx2,
-      &kMomentsAvx2,
-      &kFmaLoopAvx2},
-     &kScreenAvx2},
-    {has_avx2,
-     {"AVX2 few codes",
-      {{&kScreenAvx2}, &kCellsAvx2, &kScreenAvx2,
-       kSquaredDistanceAvx2},
-      &kKernelSumsAvx2,
-      &kMomentsAvx2,
-      &kFmaLoopAvx2},
-     nullptr},
+    {has_amx, avx512("AMX", {&kScreenAmx, &kScreenAvx512VnniInt8, &kScreenAvx512Vnni})},
+    {has_vnni, avx512("AVX-512 VNNI", {&kScreenAvx512VnniInt8, &kScreenAvx512Vnni})},
+    {has_vnni, avx512("AVX-512 VNNI int16", {&kScreenAvx512Vnni})},
+    {has_avx512, avx512("AVX-512", {})},
+    {has_avx512, with_few(avx512("AVX-512 few codes", {}))},
+    {has_avx2, avx2("AVX2")},
+    {has_avx2, with_few(avx2("AVX2 few codes"))},
 #endif
-    {always,
-     {"portable",
-      {{&kScreenPortable}, &kCellsPortable, nullptr,
-       kSquaredDistancePortable},
-      &kKernelSumsPortable,
-      &kMomentsPortable,
-      &kFmaLoopPortable},
-     &kScreenPortable},
-    {always,
-     {"portable few codes",
-      {{&kScreenPortable}, &kCellsPortable, &kScreenPortable,
-       kSquaredDistancePortable},
-      &kKernelSumsPortable,
-      &kMomentsPortable,
-      &kFmaLoopPortable},
-     nullptr},
+    {always, portable("portable")},
+    {always, with_few(portable("portable few codes"))},
 };
 
 CpuKernels best_kernels() {
     for (const Entry& entry : kEntries) {
-        if (!entry.runs()) continue;
-        CpuKernels best = entry.kernels;
-        best.search.few = entry.few;
-        return best;
+        if (entry.runs()) return with_few(entry.kernels);
     }
     return {};
 }

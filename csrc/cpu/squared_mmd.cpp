@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "buffer.h"
+#include "finite.h"
 
 namespace vqkern {
 namespace {
@@ -196,14 +197,6 @@ Trust write_gradient(const Pulls& own, const Pulls& other, const T* points, int6
     }
     trust.error = std::sqrt(most * spread);
     return trust;
-}
-
-template <typename T>
-bool all_finite(const T* x, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
-        if (!std::isfinite(x[i])) return false;
-    }
-    return true;
 }
 
 template <typename T>

@@ -4,7 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import CPU_KERNELS, HAS_NATIVE, TOLERANCE, relative_error
+from support import (
+    CPU_KERNELS,
+    HAS_NATIVE,
+    TOLERANCE,
+    relative_error,
+    value_and_gradients,
+)
 
 import vqkern
 from vqkern.ops.squared_mmd import mean_bandwidth, native, reference
@@ -28,12 +34,6 @@ def dense(x, y, bandwidths, estimator="biased"):
         return (matrix.sum() - matrix.diagonal().sum()) / (len(a) * (len(a) - 1))
 
     return inner(x) + inner(y) - 2 * kernel(x, y).mean()
-
-
-def value_and_gradients(function, x, y):
-    x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
-    value = function(x, y)
-    return value.detach(), *torch.autograd.grad(value, (x, y))
 
 
 def largest_error(result, truth):
