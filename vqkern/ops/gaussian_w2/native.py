@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -87,9 +85,11 @@ def value_and_gradients(
     found = _solve(x, y, ridge, 1.0, 1.0)
     if found is None:
         return reference.value_and_gradients(means, covariances, ridge, to_features)
-    features = _solve(y, x, ridge, 1.0, 1.0).pull[:, :-2].clone() if to_features else None
-    pull = found.pull
-    return reference.Gradients(found.value, pull[:, -1].clone(), features, pull[:, :-2].clone())
+    value, pull = found
+    features = None
+    if to_features:  # the other way round, from what is as finite as it was
+        features = _solve(y, x, ridge, 1.0, 1.0)[1][:, :-2].clone()
+    return reference.Gradients(value, pull[:, -1].clone(), features, pull[:, :-2].clone())
 
 
 def value_and_pulls(
@@ -100,43 +100,25 @@ def value_and_pulls(
     double: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """As `reference.value_and_pulls`."""
-    found = _solve(features, y, ridge, *_shares(y))
+    n = y.shape[1]
+    found = None if x_grad else _solve(features, y, ridge, 2 / (n - 1), 1 / n)
     if found is None:
         return reference.value_and_pulls(
             features, y, ridge, x_grad, double, moments, value_and_gradients
         )
-    pull_x = None
-    if x_grad:
-        # The other way round, from the moments that are there; it is finite as it was.
-        pull_x = _solve(found.y, found.x, ridge, *_shares(features)).pull
-    return found.value if double else found.value.float(), pull_x, found.pull
+    value, pull = found
+    return value if double else value.float(), None, pull
 
 
-def _shares(points: Tensor) -> tuple[float, float]:
-    """What each point's gradient has of those of the covariance and the mean."""
-    n = points.shape[1]
-    return 2 / (n - 1), 1 / n
-
-
-_Moments = tuple[Tensor, Tensor]  # mean [B, D] and covariance [B, D, D]
-_Side = Tensor | _Moments  # points [B, N, D], or moments of such
-
-
-class _Solved(NamedTuple):
-    """The value [B], and `pull` [B, D + 2, D]: its derivative by S2, times a factor, m_y, and that
-    by m_y, times a factor; and the moments of both sides."""
-
-    value: Tensor
-    pull: Tensor
-    x: _Moments
-    y: _Moments
+_Side = Tensor | tuple[Tensor, Tensor]  # points [B, N, D], or mean [B, D] and covariance [B, D, D]
 
 
 def _solve(
     x: _Side, y: _Side, ridge: float | None, by_covariance: float, by_mean: float
-) -> _Solved | None:
-    """None where there are many channels, or covariances that are not finite: the reference knows
-    how to tell problems of a batch apart."""
+) -> tuple[Tensor, Tensor] | None:
+    """The value [B] and [B, D + 2, D]: its derivative by S2, times a factor, m_y, and that by m_y,
+    times a factor. None where there are many channels, or covariances that are not finite: the
+    reference knows how to tell problems of a batch apart."""
     *_, d = shape = (y if isinstance(y, Tensor) else y[0]).shape
     if d > _MOST_CHANNELS:
         return None
@@ -174,9 +156,7 @@ def _solve(
         value.data_ptr(),
         pull.data_ptr(),
     )
-    m_x, m_y, s1, s2, _ = state.split([b * d, b * d, *[b * d * d] * 3])
-    moments_x = m_x.view(b, d), s1.view(b, d, d)
-    return _Solved(value, pull, moments_x, (m_y.view(b, d), s2.view(b, d, d)))
+    return value, pull
 
 
 def _held(side: _Side) -> _Side:
