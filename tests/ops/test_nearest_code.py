@@ -191,6 +191,16 @@ def test_every_kernel_gives_the_same_bits(d):
 
 @pytest.mark.skipif(not HAS_NATIVE, reason="the native module is not built")
 @pytest.mark.parametrize("kernel", SEARCH_KERNELS)
+def test_chains_are_added_in_one_order(kernel):
+    """Two squares below half a unit of 1 + 2^-24 tip it over float32's tie if they meet first."""
+    small = 0.63 * 2.0**-26
+    code = torch.tensor([[1, 0, small, 0, 2.0**-12, 0, small, 0]])
+    _, distance, _ = native.search(torch.zeros(3, 8), code, kernel)
+    assert distance.tolist() == [1 + 2.0**-23] * 3
+
+
+@pytest.mark.skipif(not HAS_NATIVE, reason="the native module is not built")
+@pytest.mark.parametrize("kernel", SEARCH_KERNELS)
 def test_the_screen_decides_ordinary_rows(kernel):
     """A full scan would be right too, and far too slow: the counts show who decided."""
     z, codes = torch.randn(500, 8), torch.randn(20000, 8)
