@@ -1,25 +1,15 @@
 """The Triton kernels against their references, interpreted on the CPU.
 
-Triton decides on import whether it interprets, and other tests need it to compile: where it does
-not interpret, this module runs once more in a process of its own, and every test here reports how
-it did there. What an interpreter cannot show (races, alignment, tensor-core rounding) needs a GPU.
+What an interpreter cannot show (races, alignment, tensor-core rounding) needs a GPU.
 """
 
-import functools
 import math
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 import torch
+from interpreting import INTERPRETED, interpreted
 
 import vqkern
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 pytest.importorskip("triton", reason="triton is not installed; `pip install triton` brings it")
 
@@ -37,43 +27,6 @@ from vqkern.ops.squared_mmd import triton_kernels as mmd  # noqa: E402
 
 SCANNED = nearest.SCANNED.value
 SCREENED = nearest.SCREENED.value
-
-
-@functools.cache
-def interpreted_outcomes():
-    """Test name -> None if it passed in the interpreting process, else what it said."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-            + [f"--junitxml={report}"],
-            env={**os.environ, "TRITON_INTERPRET": "1"},
-            capture_output=True,
-            text=True,
-        )
-        if not report.exists():
-            pytest.fail(f"the interpreting process failed:\n{done.stdout}\n{done.stderr}")
-        outcomes = {}
-        for case in ElementTree.parse(report).iter("testcase"):
-            problems = [child.text for child in case if child.tag in ("failure", "error")]
-            outcomes[case.get("name")] = problems[0] if problems else None
-        return outcomes
-
-
-def interpreted(test):
-    """Run `test` if Triton interprets here, else report how it did in the process that does."""
-
-    @functools.wraps(test)
-    def run(**arguments):
-        if INTERPRETED:
-            return test(**arguments)
-        name = os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].rsplit(" ", 1)[0]
-        outcomes = interpreted_outcomes()
-        assert name in outcomes, f"{name} did not run in the interpreting process"
-        if outcomes[name] is not None:
-            pytest.fail(outcomes[name], pytrace=False)
-
-    return run
 
 
 @pytest.fixture(autouse=True)
