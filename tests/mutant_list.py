@@ -20,6 +20,7 @@ class Mutant(NamedTuple):
 
 
 CPU = "csrc/cpu/"
+CUDA = "csrc/cuda/"
 NEAREST = "vqkern/ops/nearest_code/"
 SUMS = "vqkern/ops/code_sums/triton_kernels.py"
 
@@ -534,5 +535,51 @@ MUTANTS = [
         "copies-without-distance", "search", CPU + "repeats.h",
         "distance[rows[j]] = distance[first];", "",
         "of equal rows the first alone gets a distance",
+    ),
+    Mutant(
+        "cuda-stage-not-awaited", "hopper", CUDA + "screen.cu",
+        "        barrier_wait(full + stage, phase);", "",
+        "products are made of codes that have not landed",
+    ),
+    Mutant(
+        "cuda-product-read-early", "hopper", CUDA + "screen.cu",
+        "product_wait<kParts - 1>(d[part]);", "product_wait<kParts>(d[part]);",
+        "scores are looked at while they are made",
+    ),
+    Mutant(
+        "cuda-stage-released-early", "hopper", CUDA + "screen.cu",
+        "barrier_init(empty + i, kWarpgroups * 4);", "barrier_init(empty + i, kWarpgroups);",
+        "codes are overwritten that others still multiply",
+    ),
+    Mutant(
+        "cuda-half-without-delta", "hopper", CUDA + "screen.cu",
+        "    lower = score - delta;", "    lower = score;",
+        "groups are dropped by their computed score",
+    ),
+    Mutant(
+        "cuda-int8-lost-rows", "hopper", CUDA + "screen.cu",
+        "fmaf(row.y, group[0].w, fmaf(row.z, group[1].x, group[1].y))",
+        "fmaf(row.z, group[1].x, group[1].y)",
+        "what rounding took from the row is not in the bound",
+    ),
+    Mutant(
+        "cuda-tie-missed", "hopper", CUDA + "decide.cu",
+        "bool tied = __popc(near) > 1 || more;", "bool tied = false;",
+        "float64 breaks exact ties",
+    ),
+    Mutant(
+        "cuda-lost-forgotten", "hopper", CUDA + "decide.cu",
+        "lost = lost || kept[i] > s.capacity;", "",
+        "a list that ran over passes for whole",
+    ),
+    Mutant(
+        "cuda-half-norm-cut", "hopper", CUDA + "pack.cu",
+        "columns.value[15] = low;", "columns.value[15] = __half(0.0f);",
+        "a code's norm is rounded to a half, and its bound does not say so",
+    ),
+    Mutant(
+        "cuda-places-in-order", "hopper", CUDA + "screen.cuh",
+        "return within / 2 * 8 + i / quarter * 2 + within % 2;", "return i;",
+        "a group is not the codes that a thread holds",
     ),
 ]  # fmt: skip
