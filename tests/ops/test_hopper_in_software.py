@@ -153,6 +153,14 @@ def test_more_candidates_than_a_list_holds(d):
 
 @pytest.mark.parametrize("d", [8, 64])
 @interpreted
+def test_codes_that_rounding_confuses(d):
+    base = torch.randn(150, d)
+    codes = torch.cat([base + 2e-3 * torch.randn(150, d) for _ in range(4)])
+    assert_as_reference(base[:20] + 0.3 * torch.randn(20, d), codes)
+
+
+@pytest.mark.parametrize("d", [8, 64])
+@interpreted
 def test_ties_outliers_and_values_that_are_not_finite(d):
     codes = torch.randn(30, d).repeat(4, 1)
     codes[7] *= 1e4
