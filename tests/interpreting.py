@@ -15,12 +15,13 @@ from xml.etree import ElementTree
 
 import pytest
 
+KINDS = ("failure", "error", "skipped")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @functools.cache
 def outcomes_of(module):
-    """Test name -> None if it passed in the interpreting process, else what it said."""
+    """Test name -> what it said in the interpreting process if it did not pass there, else None."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         done = subprocess.run(
@@ -34,7 +35,7 @@ def outcomes_of(module):
             pytest.fail(f"the interpreting process failed:\n{done.stdout}\n{done.stderr}")
         outcomes = {}
         for case in ElementTree.parse(report).iter("testcase"):
-            problems = [child.text for child in case if child.tag in ("failure", "error")]
+            problems = [child.text or child.tag for child in case if child.tag in KINDS]
             outcomes[case.get("name")] = problems[0] if problems else None
         return outcomes
 
