@@ -130,7 +130,7 @@ def test_memory_never_holds_tokens_by_codes():
 
 def test_is_a_proper_op():
     z, codes, index, _ = problem(6, 5, 3)
-    torch.library.opcheck(module._index_backprop, (z, codes, index, 0.5, "dot"))
+    torch.library.opcheck(module._index_backprop_op, (z, codes, index, 0.5, "dot"))
     loss = index_backprop(z, codes, index).square().sum()
     (slope,) = torch.autograd.grad(loss, z, create_graph=True)
     with pytest.raises(RuntimeError):

@@ -85,11 +85,12 @@ class TestAgainstPlain:
     def test_counted_codes(self, n, d, threads, monkeypatch):
         index, counted = torch.randint(-1, 5, (n, 2))[:, 1], torch.rand(n) > 0.3
         ours, theirs = torch.ones(5, dtype=torch.int64), torch.ones(5, dtype=torch.int64)
-        skipped = rows.count_codes(index, counted, ours)
-        assert skipped == plain(monkeypatch, rows.count_codes, index, counted, theirs)
-        assert skipped == int((counted & (index < 0)).sum())
+        skipped, their_skipped = torch.tensor(3), torch.tensor(3)
+        rows.count_codes(index, counted, ours, skipped)
+        plain(monkeypatch, rows.count_codes, index, counted, theirs, their_skipped)
+        assert skipped == their_skipped == 3 + (counted & (index < 0)).sum()
         assert torch.equal(ours, theirs)
-        assert int(ours.sum()) - 5 + skipped == int(counted.sum())
+        assert int(ours.sum()) - 5 + skipped - 3 == int(counted.sum())
 
     def test_ema_step(self, n, d, threads, monkeypatch):
         total, count = some_bad(n, d), torch.randint(0, 3, (n,)).float()
@@ -129,9 +130,9 @@ def test_the_first_index_out_of_range_is_named(wrong, place):
 
 @needs_native
 def test_a_code_that_is_not_there_is_not_counted():
-    hits = torch.zeros(4, dtype=torch.int64)
+    hits, skipped = torch.zeros(4, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
     with pytest.raises(IndexError, match=r"count_codes: index\[1\] is 4; it must be below 4"):
-        rows.count_codes(torch.tensor([3, 4]), torch.ones(2, dtype=torch.bool), hits)
+        rows.count_codes(torch.tensor([3, 4]), torch.ones(2, dtype=torch.bool), hits, skipped)
     assert not hits.any()
 
 
@@ -148,4 +149,4 @@ def test_shapes_that_do_not_fit_are_refused():
         with pytest.raises(ValueError, match=r"must be \[N, D\] each and valid bool \[N\], got"):
             rows.pull_slopes(*wrong, (one, one))
     with pytest.raises(ValueError, match=r"counted must be bool \[3\] to match index, got.*\[1\]"):
-        rows.count_codes(torch.tensor([1, 2, 1]), valid[:1], torch.zeros(4).long())
+        rows.count_codes(torch.tensor([1, 2, 1]), valid[:1], torch.zeros(4).long(), torch.tensor(0))

@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vqkern
-from vqkern.quantizers.entropy import _bit_entropies_backward, _bit_entropies_op
+from vqkern.quantizers.entropy import _bit_entropies_backward_op, _bit_entropies_op
 from vqkern.quantizers.estimators import straight_through
 from vqkern.quantizers.joint_index import _join_index_op
 from vqkern.quantizers.pulls import (
@@ -122,7 +122,7 @@ def test_what_is_watched_is_an_operator_and_has_the_same_bits(name):
 def test_they_are_proper_ops():
     z, codes, valid = some_rows()
     plain = z.detach(), codes.detach(), valid
-    one = torch.ones(())
+    one, hits = torch.ones(()), torch.zeros(4).long()
     a = torch.randn(6, 4, requires_grad=True)
     kept = torch.rand(6) > 0.3
     means = _bit_entropies_op(a, kept, 3, 0.0)[2].detach()
@@ -133,13 +133,13 @@ def test_they_are_proper_ops():
         (_slopes_op, (one, one, *plain, None, 1.0, None)),
         (_bit_entropies_op, (a, kept, 3, 0.0)),
         (_bit_entropies_op, (a, kept, 1, 0.0)),
-        (_bit_entropies_backward, (one, one, a.detach(), kept, means, 3, 0.0)),
+        (_bit_entropies_backward_op, (one, one, a.detach(), kept, means, 3, 0.0)),
         (_join_index_op, (torch.randint(0, 2, (5, 3)), [2, 2, 2])),
         (torch.ops.vqkern.sign_index, (torch.randn(6, 4),)),
         (torch.ops.vqkern.sign_values, (torch.tensor([3, 5]), 4, 0.5)),
         (
             torch.ops.vqkern.count_codes,
-            (torch.tensor([3, -1]), torch.ones(2, dtype=torch.bool), torch.zeros(4).long()),
+            (torch.tensor([3, -1]), torch.ones(2, dtype=torch.bool), hits, hits.sum()),
         ),
     ):
         torch.library.opcheck(op, arguments)

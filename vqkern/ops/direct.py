@@ -1,8 +1,9 @@
-"""Calls of this package's operators that go past torch's dispatcher.
+"""How this package's operators are called: what stands between a public function and torch.
 
 An operator with a derivative costs a tenth of a millisecond to go through, as much as a pass over a
-megabyte. Ordinary tensors go straight to an autograd function; only what traces or watches calls,
-as torch.compile does, sees the operator, and so do tensors that are not what their memory says.
+megabyte. Ordinary tensors go straight to an autograd function (`direct`); only what traces or
+watches calls, as torch.compile does, sees the operator, and so do tensors that are not what their
+memory says. What an operator cannot tell torch.func, an autograd function does (`transformable`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.library import CustomOpDef
 from torch.nn import Parameter
 
 
@@ -22,39 +24,92 @@ def is_ordinary(*tensors: Tensor) -> bool:
     """
     return (
         not torch.compiler.is_compiling()
+        and not is_transformed(*tensors)
         and all(
             type(t) in (Tensor, Parameter) and not t.is_neg() and not t._is_zerotensor()
             for t in tensors
         )
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._len_torch_function_stack()
-        and not torch._C._are_functorch_transforms_active()
         and not torch._C._get_tracing_state()
-        and forward_ad._current_level < 0
     )
 
 
-def undifferentiated(function: Callable, op: Callable) -> Callable:
+def is_transformed(*tensors: Tensor) -> bool:
+    """Whether torch.func transforms what runs here, or has, as tensors that it wrapped show; or
+    forward mode is on.
+    """
+    return not torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
+    )
+
+
+def transformable(
+    op: CustomOpDef, setup_context: Callable | None = None, backward: Callable | None = None
+) -> Callable:
+    """Gives `op`, an operator, this derivative or none; what is called in its place.
+
+    torch.func's reverse mode (grad, vjp, jacrev) and vmap work with it; forward mode (jvp, jacfwd,
+    hessian, dual tensors) raises NotImplementedError, where an operator gives tangents of zero.
+    """
+    if backward is not None:
+        op.register_autograd(backward, setup_context=setup_context)
+
+    class Transformable(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*inputs):
+            return op(*inputs)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            if setup_context is not None:
+                setup_context(ctx, inputs, output)
+
+        @staticmethod
+        def backward(ctx, *grads):
+            if backward is None:
+                raise NotImplementedError(f"{op._name}: has no derivative of its own")
+            return backward(ctx, *grads)
+
+        @staticmethod
+        def jvp(ctx, *tangents):
+            raise NotImplementedError(
+                f"{op._name}: has no forward-mode derivative (torch.func.jvp, jacfwd, hessian, "
+                "dual tensors); take it in reverse mode: backward(), torch.func.grad, vjp, jacrev"
+            )
+
+    def call(*inputs):
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        return Transformable.apply(*inputs) if is_transformed(*tensors) else op(*inputs)
+
+    return call
+
+
+def undifferentiated(function: Callable, op: CustomOpDef) -> Callable:
     """What is called in place of `op`, the operator of `function`, which has no derivative.
 
     Where one may be asked for, the operator: it knows to raise.
     """
+    watched = transformable(op)
 
     def call(*inputs):
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        return op(*inputs) if wanted or not is_ordinary(*tensors) else function(*inputs)
+        return watched(*inputs) if wanted or not is_ordinary(*tensors) else function(*inputs)
 
     return call
 
 
 def direct(
-    function: Callable, op: Callable, setup_context: Callable, backward: Callable
+    function: Callable, op: CustomOpDef, setup_context: Callable, backward: Callable
 ) -> Callable:
-    """What is called in place of `op`, the operator of `function`, with the same derivative.
+    """Gives `op`, the operator of `function`, this derivative; what is called in its place."""
 
-    `setup_context` and `backward` are those that the operator is registered with.
-    """
+    watched = transformable(op, setup_context, backward)
 
     class Direct(torch.autograd.Function):
         @staticmethod
@@ -70,7 +125,7 @@ def direct(
     def call(*inputs):
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         if not is_ordinary(*tensors):
-            return op(*inputs)
+            return watched(*inputs)
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         return Direct.apply(*inputs) if wanted else function(*inputs)
 

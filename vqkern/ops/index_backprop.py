@@ -19,6 +19,7 @@ from .checks import (
     require_same_device,
 )
 from .code_sums.api import code_sums
+from .direct import transformable
 from .rows import require_in_range
 
 SCORES = ("distance", "dot")
@@ -89,21 +90,21 @@ def require_softmax(op: str, temperature: float, scores: str) -> None:
 
 
 @torch.library.custom_op("vqkern::index_backprop", mutates_args=())
-def _index_backprop(
+def _index_backprop_op(
     z: Tensor, codes: Tensor, index: Tensor, temperature: float, scores: str
 ) -> Tensor:
     require_in_range("index_backprop", index, len(codes))
     return codes[index.clamp_min(0)].masked_fill_((index < 0)[:, None], torch.nan)
 
 
-@_index_backprop.register_fake
+@_index_backprop_op.register_fake
 def _(z, codes, index, temperature, scores):
     return codes.new_empty(len(index), codes.shape[1])
 
 
 # The backward is an op without a derivative of its own: asking for a second derivative raises.
 @torch.library.custom_op("vqkern::index_backprop_backward", mutates_args=())
-def _index_backprop_backward(
+def _index_backprop_backward_op(
     grad: Tensor, z: Tensor, codes: Tensor, index: Tensor, temperature: float, scores: str
 ) -> tuple[Tensor, Tensor]:
     with torch.autocast(z.device.type, enabled=False):
@@ -113,11 +114,14 @@ def _index_backprop_backward(
     return z_grad.to(z.dtype), (codes_grad + hard).to(codes.dtype)
 
 
-@_index_backprop_backward.register_fake
+@_index_backprop_backward_op.register_fake
 def _(grad, z, codes, index, temperature, scores):
     return torch.empty_like(z, memory_format=torch.contiguous_format), torch.empty_like(
         codes, memory_format=torch.contiguous_format
     )
+
+
+_index_backprop_backward = transformable(_index_backprop_backward_op)
 
 
 class _Problem(NamedTuple):
@@ -211,4 +215,4 @@ def _backward(ctx, grad):
     return z_grad, codes_grad, None, None, None
 
 
-_index_backprop.register_autograd(_backward, setup_context=_setup_context)
+_index_backprop = transformable(_index_backprop_op, _setup_context, _backward)

@@ -221,8 +221,9 @@ def pull_slopes(
     return slopes[0], slopes[1]
 
 
-def count_codes(index: Tensor, counted: Tensor, hits: Tensor) -> Tensor:
-    """Adds to hits [K] at index [N] where `counted` [N]; returns how many counted ones are -1."""
+def count_codes(index: Tensor, counted: Tensor, hits: Tensor, skipped: Tensor) -> None:
+    """Adds to hits [K] at index [N] where `counted` [N], and to the scalar `skipped` for each -1 of
+    these."""
     if counted.shape != index.shape or counted.dtype != torch.bool:
         raise ValueError(
             f"count_codes: counted must be bool {list(index.shape)} to match index, got "
@@ -231,12 +232,12 @@ def count_codes(index: Tensor, counted: Tensor, hits: Tensor) -> Tensor:
     if not (runs_natively(index, hits) and hits.is_contiguous()):
         found = index >= 0
         hits.scatter_add_(0, index.clamp_min(0), (counted & found).long())
-        return (counted & ~found).sum()
+        skipped += (counted & ~found).sum()
+        return
     index, counted = index.contiguous(), counted.contiguous()
-    skipped = backends.native().count_codes(
+    skipped += backends.native().count_codes(
         index.data_ptr(), counted.data_ptr(), index.numel(), hits.numel(), hits.data_ptr()
     )
-    return torch.tensor(skipped)
 
 
 def rows_apart(matrix: Tensor) -> bool:

@@ -58,5 +58,4 @@ def _backward(ctx, grad):
     return code_sums(grad, index, ctx.num_codes).total.to(ctx.dtype), None
 
 
-_take_codes_op.register_autograd(_backward, setup_context=_setup_context)
 _take_codes = direct(_take_codes_of, _take_codes_op, _setup_context, _backward)

@@ -38,14 +38,14 @@ class Usage(NamedTuple):
 
 
 _count_codes_op = torch.library.custom_op(
-    "vqkern::count_codes", count_codes, mutates_args=("hits",)
+    "vqkern::count_codes", count_codes, mutates_args=("hits", "skipped")
 )
 _count_codes = undifferentiated(count_codes, _count_codes_op)
 
 
 @_count_codes_op.register_fake
-def _(index: Tensor, counted: Tensor, hits: Tensor) -> Tensor:
-    return hits.new_empty(())
+def _(index: Tensor, counted: Tensor, hits: Tensor, skipped: Tensor) -> None:
+    return None
 
 
 class UsageCounter(nn.Module):
@@ -63,14 +63,14 @@ class UsageCounter(nn.Module):
     @torch.no_grad()
     def add(self, index: Tensor, counted: Tensor) -> None:
         """Counts index [N] where `counted` [N]; an index of -1 there is a skipped token."""
-        hits = self.count
-        if several := self.training and number_of_ranks() > 1:
-            hits = torch.zeros_like(hits)
-        skipped = _count_codes(index, counted, hits)
-        if several:
-            sum_over_ranks(hits)
-            sum_over_ranks(skipped)
-            self.count += hits
+        if not self.training or number_of_ranks() == 1:
+            _count_codes(index, counted, self.count, self.skipped)
+            return
+        hits, skipped = torch.zeros_like(self.count), torch.zeros_like(self.skipped)
+        _count_codes(index, counted, hits, skipped)
+        sum_over_ranks(hits)
+        sum_over_ranks(skipped)
+        self.count += hits
         self.skipped += skipped
 
     def reset(self) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..ops.bits import bit_entropy, bit_strings, bit_strings_slope
-from ..ops.direct import direct
+from ..ops.direct import direct, transformable
 
 
 def bit_entropies(
@@ -62,7 +62,7 @@ def _(logits, valid, joint_bits, floor):
 
 
 @torch.library.custom_op("vqkern::bit_entropies_backward", mutates_args=())
-def _bit_entropies_backward(
+def _bit_entropies_backward_op(
     own: Tensor,
     spread: Tensor,
     logits: Tensor,
@@ -95,9 +95,12 @@ def _bit_entropies_backward(
     return grad.masked_fill_(~valid[:, None], 0)
 
 
-@_bit_entropies_backward.register_fake
+@_bit_entropies_backward_op.register_fake
 def _(own, spread, logits, valid, means, joint_bits, floor):
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+_bit_entropies_backward = transformable(_bit_entropies_backward_op)
 
 
 def _counted(logits: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,5 +133,4 @@ def _backward(ctx, own, spread, _means):
     return grad, None, None, None
 
 
-_bit_entropies_op.register_autograd(_backward, setup_context=_setup_context)
 _bit_entropies = direct(_bit_entropies_of, _bit_entropies_op, _setup_context, _backward)

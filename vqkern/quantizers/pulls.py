@@ -152,7 +152,5 @@ def _through_backward(ctx, passing, grad, _grad_numbers):
     return *_gradients(ctx, grad, passing), None, None, None
 
 
-_masked_mse_op.register_autograd(_mse_backward, setup_context=_setup_mse)
 _masked_mse = direct(_masked_mse_of, _masked_mse_op, _setup_mse, _mse_backward)
-_pulled_through_op.register_autograd(_through_backward, setup_context=_setup_through)
 _pulled_through = direct(_pulled_through_of, _pulled_through_op, _setup_through, _through_backward)

@@ -93,7 +93,6 @@ def _backward(ctx, grad, _grad_slope):
     return _slopes(grad, *ctx.saved_tensors), None
 
 
-_round_channels_op.register_autograd(_backward, setup_context=_setup_context)
 _round_channels = direct(_round_channels_of, _round_channels_op, _setup_context, _backward)
 
 

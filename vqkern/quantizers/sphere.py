@@ -63,7 +63,6 @@ def _backward(ctx, grad, _grad_largest, _grad_norm):
     return _on_sphere_backward(grad, *ctx.saved_tensors)
 
 
-_on_sphere_op.register_autograd(_backward, setup_context=_setup_context)
 _on_sphere = direct(_on_sphere_of, _on_sphere_op, _setup_context, _backward)
 
 

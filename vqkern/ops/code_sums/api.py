@@ -115,5 +115,4 @@ def _backward(ctx, grad_total, _grad_count):
     return torch.where((index >= 0)[:, None], rows, 0).to(ctx.dtype), None, None, None
 
 
-_code_sums_op.register_autograd(_backward, setup_context=_setup_context)
 _code_sums = direct(_code_sums_of, _code_sums_op, _setup_context, _backward)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import common_dtype
+from ..direct import transformable
 from . import reference
 from .moments import Moments, choose_backend, moments_by, passes, require_points
 from .points import of_points
@@ -217,7 +218,7 @@ def _needs_grad(of: Moments) -> bool:
 
 
 @torch.library.custom_op("vqkern::gaussian_w2", mutates_args=())
-def _gaussian_w2(
+def _gaussian_w2_op(
     m_x: Tensor,
     s1: Tensor,
     m_y: Tensor,
@@ -234,7 +235,7 @@ def _gaussian_w2(
     return value, found.mean, features, found.codes
 
 
-@_gaussian_w2.register_fake
+@_gaussian_w2_op.register_fake
 def _(m_x, s1, m_y, s2, ridge, x_grad, double, backend):
     b, d = m_y.shape
     return (
@@ -248,7 +249,7 @@ def _(m_x, s1, m_y, s2, ridge, x_grad, double, backend):
 # Without a derivative of its own: asking for a second derivative raises. It takes a covariance, on
 # which the saved gradient depends, so that autograd knows what a second derivative would need.
 @torch.library.custom_op("vqkern::gaussian_w2_backward", mutates_args=())
-def _gaussian_w2_backward(
+def _gaussian_w2_backward_op(
     grad: Tensor, mean: Tensor, features: Tensor, codes: Tensor, s1: Tensor, s2: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad = grad.double()[:, None]
@@ -258,9 +259,12 @@ def _gaussian_w2_backward(
     return grad * mean, to_features, grad[..., None] * codes
 
 
-@_gaussian_w2_backward.register_fake
+@_gaussian_w2_backward_op.register_fake
 def _(grad, mean, features, codes, s1, s2):
     return torch.empty_like(mean), torch.empty_like(features), torch.empty_like(codes)
+
+
+_gaussian_w2_backward = transformable(_gaussian_w2_backward_op)
 
 
 def _setup_context(ctx, inputs, output):
@@ -276,24 +280,26 @@ def _backward(ctx, grad, _mean, _features, _codes):
     return *to_x, mean, codes, None, None, None, None
 
 
-_gaussian_w2.register_autograd(_backward, setup_context=_setup_context)
+_gaussian_w2 = transformable(_gaussian_w2_op, _setup_context, _backward)
 
 
 @torch.library.custom_op("vqkern::square_root", mutates_args=())
-def _square_root(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _square_root_op(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     finite = matrix.isfinite().all(-1).all(-1)[:, None]
     found = reference.square_root(torch.where(finite[..., None], matrix, 0))
     nan = torch.where(finite, 0.0, torch.nan)
     return found[0] + nan[..., None], found[1] + nan, found[2].contiguous()
 
 
-@_square_root.register_fake
+@_square_root_op.register_fake
 def _(matrix):
     return torch.empty_like(matrix), matrix.new_empty(matrix.shape[:2]), torch.empty_like(matrix)
 
 
 @torch.library.custom_op("vqkern::square_root_backward", mutates_args=())
-def _square_root_backward(grad: Tensor, roots: Tensor, vectors: Tensor, matrix: Tensor) -> Tensor:
+def _square_root_backward_op(
+    grad: Tensor, roots: Tensor, vectors: Tensor, matrix: Tensor
+) -> Tensor:
     inside = vectors.mT @ ((grad + grad.mT) / 2) @ vectors
     both = roots[:, :, None] + roots[:, None]
     # Between two directions without variance the root's slope is infinite; 0 is a finite choice.
@@ -302,9 +308,12 @@ def _square_root_backward(grad: Tensor, roots: Tensor, vectors: Tensor, matrix: 
     return vectors @ inside @ vectors.mT
 
 
-@_square_root_backward.register_fake
+@_square_root_backward_op.register_fake
 def _(grad, roots, vectors, matrix):
     return torch.empty_like(matrix)
+
+
+_square_root_backward = transformable(_square_root_backward_op)
 
 
 def _root_context(ctx, inputs, output):
@@ -317,4 +326,4 @@ def _root_backward(ctx, grad, _roots, _vectors):
     return _square_root_backward(grad, *ctx.saved_tensors)
 
 
-_square_root.register_autograd(_root_backward, setup_context=_root_context)
+_square_root = transformable(_square_root_op, _root_context, _root_backward)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ... import backend as backends
 from ..checks import require_float, require_same_device
+from ..direct import transformable
 from . import reference
 
 
@@ -129,11 +130,11 @@ def passes(backend: str) -> ModuleType:
 
 
 @torch.library.custom_op("vqkern::moments", mutates_args=())
-def _moments(x: Tensor, valid: Tensor | None, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+def _moments_op(x: Tensor, valid: Tensor | None, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     return passes(backend).moments(x, valid)
 
 
-@_moments.register_fake
+@_moments_op.register_fake
 def _(x, valid, backend):
     b, _, d = x.shape
     return (
@@ -145,7 +146,7 @@ def _(x, valid, backend):
 
 # An op without a derivative of its own: asking for a second derivative raises.
 @torch.library.custom_op("vqkern::moments_backward", mutates_args=())
-def _moments_backward(
+def _moments_backward_op(
     x: Tensor,
     valid: Tensor | None,
     count: Tensor,
@@ -159,10 +160,13 @@ def _moments_backward(
     return passes(backend).pull_back(x, valid, mean, matrix, offset)
 
 
-@_moments_backward.register_fake
+@_moments_backward_op.register_fake
 def _(x, valid, count, mean, mean_grad, covariance_grad, backend):
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     return x.new_empty(x.shape, dtype=dtype)
+
+
+_moments_backward = transformable(_moments_backward_op)
 
 
 def _setup_context(ctx, inputs, output):
@@ -178,4 +182,4 @@ def _backward(ctx, _count_grad, mean_grad, covariance_grad):
     return pulled.to(x.dtype), None, None
 
 
-_moments.register_autograd(_backward, setup_context=_setup_context)
+_moments = transformable(_moments_op, _setup_context, _backward)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..direct import is_ordinary
+from ..direct import is_ordinary, transformable
 from .moments import Moments, passes
 
 
@@ -105,7 +105,7 @@ def _pulled(ctx, grad: Tensor, x_asked: bool, y_asked: bool) -> _Two:
 
 
 @torch.library.custom_op("vqkern::gaussian_w2_of_points", mutates_args=())
-def _of_points(
+def _of_points_op(
     x: Tensor | None,
     mean: Tensor | None,
     covariance: Tensor | None,
@@ -120,7 +120,7 @@ def _of_points(
     return value, value.new_empty(0) if pull_x is None else pull_x, pull_y
 
 
-@_of_points.register_fake
+@_of_points_op.register_fake
 def _(x, mean, covariance, y, ridge, x_grad, double, backend):
     *lead, _, d = y.shape
     b = y.shape[:-2].numel()
@@ -131,7 +131,7 @@ def _(x, mean, covariance, y, ridge, x_grad, double, backend):
 
 # Without a derivative of its own: asking for a second derivative raises.
 @torch.library.custom_op("vqkern::gaussian_w2_of_points_backward", mutates_args=())
-def _of_points_backward(
+def _of_points_backward_op(
     grad: Tensor,
     x: Tensor | None,
     y: Tensor | None,
@@ -143,9 +143,12 @@ def _of_points_backward(
     return tuple(grad.new_empty(0) if g is None else g for g in found)
 
 
-@_of_points_backward.register_fake
+@_of_points_backward_op.register_fake
 def _(grad, x, y, pull_x, pull_y, backend):
     return tuple(grad.new_empty(0) if p is None else p.new_empty(p.shape) for p in (x, y))
+
+
+_of_points_backward = transformable(_of_points_backward_op)
 
 
 def _setup_context(ctx, inputs, output):
@@ -159,4 +162,4 @@ def _backward(ctx, grad, _pull_x, _pull_y):
     return to_x, None, None, to_y, None, None, None, None
 
 
-_of_points.register_autograd(_backward, setup_context=_setup_context)
+_of_points = transformable(_of_points_op, _setup_context, _backward)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ... import backend as backends
 from ..checks import common_dtype, require_float, require_matrix, require_same_device
 from ..code_sums.api import code_sums
-from ..direct import direct
+from ..direct import direct, transformable
 from . import reference
 
 METRICS = ("l2", "cosine")
@@ -137,7 +137,7 @@ def _(z: Tensor, codes: Tensor, metric: str, backend: str) -> tuple[Tensor, Tens
 
 # The backward is an op without a derivative of its own: asking for a second derivative raises.
 @torch.library.custom_op("vqkern::nearest_code_backward", mutates_args=())
-def _nearest_code_backward(
+def _nearest_code_backward_op(
     grad: Tensor, z: Tensor, codes: Tensor, index: Tensor, metric: str
 ) -> tuple[Tensor, Tensor]:
     dtype = common_dtype(z, codes)
@@ -165,11 +165,14 @@ def _nearest_code_backward(
     return z_grad.to(z.dtype), total.to(codes.dtype)
 
 
-@_nearest_code_backward.register_fake
+@_nearest_code_backward_op.register_fake
 def _(grad, z, codes, index, metric):
     return torch.empty_like(z, memory_format=torch.contiguous_format), torch.empty_like(
         codes, memory_format=torch.contiguous_format
     )
+
+
+_nearest_code_backward = transformable(_nearest_code_backward_op)
 
 
 def _setup_context(ctx, inputs, output):
@@ -185,5 +188,4 @@ def _backward(ctx, grad_distance, _grad_index):
     return z_grad, codes_grad, None, None
 
 
-_nearest_code_op.register_autograd(_backward, setup_context=_setup_context)
 _nearest_code = direct(_nearest_code_of, _nearest_code_op, _setup_context, _backward)

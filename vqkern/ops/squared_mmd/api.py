@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ... import backend as backends
 from ..checks import common_dtype, require_float, require_matrix, require_same_device
+from ..direct import transformable
 from . import reference
 
 # Multiples of the mean heuristic used when no bandwidths are given.
@@ -158,7 +159,7 @@ def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 @torch.library.custom_op("vqkern::squared_mmd", mutates_args=())
-def _squared_mmd(
+def _squared_mmd_op(
     x: Tensor,
     y: Tensor,
     bandwidths: Tensor,
@@ -178,7 +179,7 @@ def _squared_mmd(
     return reference.squared_mmd(x, y, bandwidths, unbiased, x_grad, y_grad)
 
 
-@_squared_mmd.register_fake
+@_squared_mmd_op.register_fake
 def _(x, y, bandwidths, unbiased, x_grad, y_grad, backend):
     dtype = common_dtype(x, y)
     return (
@@ -191,13 +192,16 @@ def _(x, y, bandwidths, unbiased, x_grad, y_grad, backend):
 # An op without a derivative of its own: asking for a second derivative raises. It takes x and y, on
 # which the saved gradient depends, so that autograd knows what a second derivative would need.
 @torch.library.custom_op("vqkern::squared_mmd_backward", mutates_args=())
-def _squared_mmd_backward(grad: Tensor, saved: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def _squared_mmd_backward_op(grad: Tensor, saved: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return grad * saved
 
 
-@_squared_mmd_backward.register_fake
+@_squared_mmd_backward_op.register_fake
 def _(grad, saved, x, y):
     return torch.empty_like(saved)
+
+
+_squared_mmd_backward = transformable(_squared_mmd_backward_op)
 
 
 def _setup_context(ctx, inputs, output):
@@ -217,4 +221,4 @@ def _backward(ctx, grad_value, _gx, _gy):
     return to_x, to_y, None, None, None, None, None
 
 
-_squared_mmd.register_autograd(_backward, setup_context=_setup_context)
+_squared_mmd = transformable(_squared_mmd_op, _setup_context, _backward)
