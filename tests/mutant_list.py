@@ -23,6 +23,7 @@ CPU = "csrc/cpu/"
 CUDA = "csrc/cuda/"
 NEAREST = "vqkern/ops/nearest_code/"
 SUMS = "vqkern/ops/code_sums/triton_kernels.py"
+MMD = "vqkern/ops/squared_mmd/triton_kernels.py"
 
 MUTANTS = [
     Mutant(
@@ -537,6 +538,31 @@ MUTANTS = [
         "of equal rows the first alone gets a distance",
     ),
     Mutant(
+        "triton-mmd-last-rate", "triton-mmd", MMD,
+        "kernel += term * (scale + last * term)", "kernel += term * scale",
+        "the narrowest kernel is not in the value",
+    ),
+    Mutant(
+        "triton-mmd-weights-rounded", "triton-mmd", MMD,
+        "pulled = _dot_add(low, b_head, pulled, INTERPRETED)", "pass",
+        "weights pull with the 11 bits of their high part",
+    ),
+    Mutant(
+        "triton-mmd-points-rounded", "triton-mmd", MMD,
+        "whole = ((high + low / LOW) * quantum)", "whole = (high * quantum)",
+        "points are pulled at by the 11 bits of their high part",
+    ),
+    Mutant(
+        "triton-mmd-other-norm", "triton-mmd", MMD,
+        "                    LEFT_ONE, WIDTH,", "                    RIGHT_ONE, WIDTH,",
+        "what a column's weights add up to is a sum over norms",
+    ),
+    Mutant(
+        "triton-mmd-own-pairs-pull", "triton-mmd", MMD,
+        "weight = tl.where(same, 0.0, weight)\n            total +=", "total +=",
+        "a point pulls at itself",
+    ),
+    Mutant(
         "cuda-stage-not-awaited", "hopper", CUDA + "screen.cu",
         "        barrier_wait(full + stage, phase);", "",
         "products are made of codes that have not landed",
@@ -561,6 +587,22 @@ MUTANTS = [
         "cuda-tie-missed", "hopper", CUDA + "decide.cu",
         "bool tied = __popc(near) > 1 || more;", "bool tied = false;",
         "float64 breaks exact ties",
+    ),
+    Mutant(
+        "cuda-float32-decides", "hopper", CUDA + "decide.cu",
+        "const float limit = least + least * (4 * (d + 3) * 0x1p-24f);",
+        "const float limit = least;",
+        "the code nearest in float32 is taken for the nearest",
+    ),
+    Mutant(
+        "cuda-one-of-a-lane", "hopper", CUDA + "decide.cu",
+        "__ballot_sync(kAll, seen.next <= limit)", "0",
+        "a lane's second code is lost where float32 cannot tell it from its first",
+    ),
+    Mutant(
+        "cuda-subnormal-squares", "hopper", CUDA + "decide.cu",
+        "least >= kSmallest && ", "",
+        "squares that float32 cannot hold decide",
     ),
     Mutant(
         "cuda-lost-forgotten", "hopper", CUDA + "decide.cu",

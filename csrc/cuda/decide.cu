@@ -3,7 +3,8 @@
 //
 // After the int8 screen a lane takes a code of a kept group and does the integer product again, now
 // with the code's own norm; what no other code is certain to beat is measured. After the half
-// screen all codes of the kept groups are measured. Where float64 cannot tell the nearest two
+// screen all codes of the kept groups are measured in float32, and those that this leaves in
+// float64. Where float64 cannot tell the nearest two
 // apart, the row goes to the list of ties; where a list ran over, to the rows that are left.
 #include "hopper.cuh"
 #include "screen.cuh"
@@ -16,6 +17,8 @@ constexpr int kGroup = kInt8Columns / kQuarters;
 constexpr int kHalfGroup = kHalfColumns / kQuarters;
 constexpr int kOpen = 256;  // codes a row may hold before the last of its groups is seen
 constexpr int kWarps = 4;
+// Sums of squares from here on are right in float32 but for their relative error.
+constexpr float kSmallest = 0x1p-90f;
 
 template <class Value>
 __device__ inline Value warp_min(Value x) {
@@ -26,14 +29,20 @@ __device__ inline Value warp_min(Value x) {
   return x;
 }
 
+__device__ inline float add_square(float total, float z, float e) {
+  float difference = z - e;
+  return total + difference * difference;
+}
+
 __device__ inline double add_square(double total, float z, float e) {
   double difference = static_cast<double>(z) - static_cast<double>(e);
   return __dadd_rn(total, __dmul_rn(difference, difference));  // never fused: the same everywhere
 }
 
 // |z - e|^2; infinity for a code that is not finite.
-__device__ inline double measure(const float* z, const float* e, int d) {
-  double total = 0;
+template <class Value>
+__device__ inline Value measure(const float* z, const float* e, int d) {
+  Value total = 0;
   int channel = 0;
   if (d % 4 == 0) {
     for (; channel < d; channel += 4) {
@@ -47,11 +56,12 @@ __device__ inline double measure(const float* z, const float* e, int d) {
 }
 
 // The nearest and the next nearest code that a lane has met.
+template <class Value>
 struct Nearest {
-  double key = INFINITY, next = INFINITY;
+  Value key = INFINITY, next = INFINITY;
   int code = -1;
 
-  __device__ void meet(double other, int its_code) {
+  __device__ void meet(Value other, int its_code) {
     if (other < key) {
       next = key;
       key = other;
@@ -67,7 +77,7 @@ __device__ inline void give(int* rows, int* count, int64_t row) {
 }
 
 // Writes the row's answer, or puts it among the ties and says so.
-__device__ inline bool settle(const Nearest& mine, const Decision& out, int64_t row, int d, int lane) {
+__device__ inline bool settle(const Nearest<double>& mine, const Decision& out, int64_t row, int d, int lane) {
   double least = warp_min(mine.key);
   // Each key is off by (d + 3) 2^-53 of itself at most: beyond this limit no code is the nearest.
   double limit = __dadd_rn(least, __dmul_rn(least, 4 * (d + 3) * 0x1p-53));
@@ -211,9 +221,10 @@ __global__ __launch_bounds__(kWarps * 32) void decide_int8_kernel(
     if (lane == 0) leave(out, row, state, kScreened);
     return;
   }
-  Nearest nearest;
+  Nearest<double> nearest;
   for (int i = lane; i < count; i += 32) {
-    nearest.meet(measure(z + row * d, codes + static_cast<int64_t>(open[i].code) * d, d), open[i].code);
+    const int64_t code = open[i].code;
+    nearest.meet(measure<double>(z + row * d, codes + code * d, d), open[i].code);
   }
   count_measured(out, count, lane);
   if (settle(nearest, out, row, d, lane)) {
@@ -221,6 +232,32 @@ __global__ __launch_bounds__(kWarps * 32) void decide_int8_kernel(
       candidates[row * kCandidates + i] = i < count ? open[i].code : -1;
     }
   }
+}
+
+// Shows every lane its share of the codes in the groups that `upper` does not rule out, all lanes as
+// many: beyond the last code, that one again, and false. Returns how many codes there are; -1, with
+// some not shown, where a list ran over.
+template <class Meet>
+__device__ inline int meet_kept(const Screen& s, int splits, int64_t row, float upper, int k,
+                                int lane, Meet meet) {
+  int met = 0;
+  for (int split = 0; split < splits; ++split) {
+    Kept entries[kQuarters];
+    if (load_kept(s, split, row, lane, entries)) return -1;
+#pragma unroll
+    for (int quarter = 0; quarter < kQuarters; ++quarter) {
+      uint32_t left = __ballot_sync(kAll, entries[quarter].bound <= upper);
+      while (left) {
+        const int first = __shfl_sync(kAll, entries[quarter].group, __ffs(left) - 1) * kHalfGroup;
+        left &= left - 1;
+        met += min(kHalfGroup, k - first);
+        for (int code = first + lane; code < first + kHalfGroup; code += 32) {
+          meet(min(code, k - 1), code < k);
+        }
+      }
+    }
+  }
+  return met;
 }
 
 __global__ __launch_bounds__(kWarps * 32) void decide_half_kernel(
@@ -236,31 +273,31 @@ __global__ __launch_bounds__(kWarps * 32) void decide_half_kernel(
     return;
   }
   upper = warp_min(upper);
-  Nearest nearest;
-  bool lost = false;
-  int met = 0;
-  for (int split = 0; split < splits && !lost; ++split) {
-    Kept entries[kQuarters];
-    lost = load_kept(s, split, row, lane, entries);
-#pragma unroll
-    for (int quarter = 0; quarter < kQuarters; ++quarter) {
-      uint32_t left = lost ? 0 : __ballot_sync(kAll, entries[quarter].bound <= upper);
-      while (left) {
-        const int group = __shfl_sync(kAll, entries[quarter].group, __ffs(left) - 1);
-        left &= left - 1;
-        met += min(kHalfGroup, k - group * kHalfGroup);
-        for (int within = lane; within < kHalfGroup; within += 32) {
-          const int64_t code = static_cast<int64_t>(group) * kHalfGroup + within;
-          if (code < k) nearest.meet(measure(z + row * d, codes + code * d, d), static_cast<int>(code));
-        }
-      }
-    }
-  }
-  if (lost) {
+  auto meet = [&]<class Value>(Nearest<Value>& nearest, int code, bool inside) {
+    Value key = measure<Value>(z + row * d, codes + static_cast<int64_t>(code) * d, d);
+    nearest.meet(inside ? key : INFINITY, code);
+  };
+  Nearest<float> seen;
+  if (meet_kept(s, splits, row, upper, k, lane,
+                [&](int code, bool inside) { meet(seen, code, inside); }) < 0) {
     if (lane == 0) leave(out, row, state, kScreened);
     return;
   }
-  count_measured(out, met, lane);
+  // What is measured as a difference does not cancel: each key is off by (d + 3) 2^-24 of itself,
+  // but for squares that are subnormal. An infinite limit leaves several codes to every lane.
+  const float least = warp_min(seen.key);
+  const float limit = least + least * (4 * (d + 3) * 0x1p-24f);
+  const uint32_t several = __ballot_sync(kAll, seen.next <= limit);
+  Nearest<double> nearest;
+  int measured;
+  if (least >= kSmallest && !several) {
+    if (seen.key <= limit) meet(nearest, seen.code, true);
+    measured = __popc(__ballot_sync(kAll, seen.key <= limit));
+  } else {
+    measured = meet_kept(s, splits, row, upper, k, lane,
+                         [&](int code, bool inside) { meet(nearest, code, inside); });
+  }
+  count_measured(out, measured, lane);
   settle(nearest, out, row, d, lane);
 }
 

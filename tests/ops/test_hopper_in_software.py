@@ -159,6 +159,30 @@ def test_codes_that_rounding_confuses(d):
     assert_as_reference(base[:20] + 0.3 * torch.randn(20, d), codes)
 
 
+@pytest.mark.parametrize("d", [3, 8, 48])
+@pytest.mark.parametrize("apart", [1, 32])
+@interpreted
+def test_codes_that_float32_cannot_tell_apart(d, apart):
+    """Neighbours, which two lanes measure, or codes of one lane: one of each pair is a unit in the
+    last place nearer.
+    """
+    codes = torch.randn(512, d)
+    first = torch.arange(512).view(-1, 2, apart)[:, 0].flatten()
+    codes[first + apart] = codes[first]
+    channel = torch.randint(d, (256,))
+    codes[first + apart, channel] = codes[first, channel].nextafter(torch.randn(256) * 9)
+    z = codes[first[:40]] + 0.1 * torch.randn(40, d)
+    certificate = assert_as_reference(z, codes)
+    assert certificate.candidates > 60
+
+
+@interpreted
+def test_few_codes_are_measured_in_float64():
+    z, codes = torch.randn(40, 8), torch.randn(4096, 8)
+    certificate = assert_as_reference(z, codes)
+    assert 40 <= certificate.candidates < 45
+
+
 @pytest.mark.parametrize("d", [8, 64])
 @interpreted
 def test_ties_outliers_and_values_that_are_not_finite(d):
@@ -182,7 +206,7 @@ def test_no_code_is_finite_or_all_are_one(d):
     assert not index.any()
 
 
-@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-10, 1e10, 1e18])
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-22, 1e-15, 1e-10, 1e10, 1e18, 6e18])
 @pytest.mark.parametrize("d", [8, 64])
 @interpreted
 def test_any_scale(d, scale):

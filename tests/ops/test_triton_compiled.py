@@ -197,32 +197,36 @@ def join(capability, d):
     )  # fmt: skip
 
 
-def sweep(capability, d, above=False, pull=True, rates=5, ladder=5):
-    """squared_mmd between two sets; above: within one, tiles right of the diagonal."""
+def sweep(capability, d, above=False, diagonal=False, pull=True, rates=5, ladder=5):
+    """squared_mmd between two sets; above: within one, tiles right of the diagonal; diagonal:
+    those on it.
+    """
     types = pointers("fp16", "left right") | pointers("fp32", "table") | pointers("i32", "state")
     types |= pointers("fp64", "value") | {"quantum": "fp32"}
     types |= pointers("i64", "left_pull left_sum right_pull right_sum pull sums")
     types |= integers("num_tiles tiles_each")
     width = points.padded_width(d)
-    tile = mmd.choose_tile(width, pull)
+    tile = mmd.choose_tile(width, pull, ladder > 0, capability)
     constants = dict(
         WIDTH=width, ROWS=tile.rows, COLUMNS=tile.columns, RATES=rates, LADDER_OF=ladder,
         INTERPRETED=False,
     )  # fmt: skip
     if points.is_narrow(width):
         kernel = mmd._sweep_kernel
-        constants |= dict(ABOVE=above, DIAGONAL=False, PULL_LEFT=pull, PULL_RIGHT=above and pull)
+        constants |= dict(ABOVE=above, DIAGONAL=diagonal, PULL_LEFT=pull, PULL_RIGHT=above and pull)
     else:
         kernel = mmd._wide_kernel
-        constants |= dict(FORM=points.form_width(width), CHUNK=points.CHUNK, SAME=above, PULL=pull)
-    return build(
-        kernel, capability, types, constants,
-        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
-    )  # fmt: skip
+        same = above or diagonal
+        constants |= dict(FORM=points.form_width(width), CHUNK=points.CHUNK, SAME=same, PULL=pull)
+    return build(kernel, capability, types, constants, **tile.options())
 
 
 def sweep_same_set(capability, d):
     return sweep(capability, d, above=True)
+
+
+def sweep_diagonal(capability, d):
+    return sweep(capability, d, diagonal=True)
 
 
 def sweep_without_pull(capability, d):
@@ -241,8 +245,8 @@ def points_constants(d):
 def mean_of_points(capability, d, dtype="fp32"):
     types = pointers(dtype, "x y") | pointers("fp64", "sums") | integers("n m rows_each")
     return build(
-        points._survey_kernel, capability, types, points_constants(d), num_warps=4,
-        enable_fp_fusion=True,
+        points._survey_kernel, capability, types, points_constants(d),
+        num_warps=points.warps(d), enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -252,7 +256,7 @@ def prepare_points(capability, d, dtype="fp32"):
     constants = points_constants(d) | dict(FORM=points.form_width(points.padded_width(d)))
     return build(
         points.prepare_kernel, capability, types | integers("rows count"), constants,
-        num_warps=4, enable_fp_fusion=True,
+        num_warps=points.warps(d), enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -260,9 +264,10 @@ def gradient_of_pulls(capability, d):
     types = pointers("fp16", "left") | pointers("fp64", "plan largest heaviest")
     types |= pointers("i64", "own_pull own_sum cross_pull cross_sum") | pointers("fp32", "gradient")
     constants = points_constants(d) | dict(FORM=points.form_width(points.padded_width(d)))
+    constants["CHANNELS"] = min(constants["WIDTH"], mmd._CHANNELS)
     return build(
         mmd._gradient_kernel, capability, types | integers("rows others drop bits"), constants,
-        num_warps=4, enable_fp_fusion=True,
+        num_warps=8, enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -374,6 +379,17 @@ def assert_wide_offsets(compiled):
     defined = {}
     for name, operation in re.findall(r"^\s*(%[\w#]+)(?::\d+)? = (.*)$", text, re.MULTILINE):
         defined[name] = re.sub(r" loc\(.*", "", operation)
+
+    def known(name):
+        """Whether it is made of constants and ranges, which no size lets grow."""
+        operation = defined.get(name, "")
+        if operation.startswith(("arith.constant", "tt.make_range")):
+            return True
+        parts = re.findall(r"%[\w#]+", operation)
+        return operation.startswith(("arith", "tt.splat", "tt.broadcast", "tt.expand")) and all(
+            map(known, parts)
+        )
+
     wide = 0
     for name, operation in defined.items():
         if not operation.startswith("tt.addptr"):
@@ -392,7 +408,8 @@ def assert_wide_offsets(compiled):
             if current in seen or current not in defined:
                 continue
             seen.add(current)
-            assert "muli" not in defined[current], f"{name} = {operation}: {current} is 32 bits"
+            product = "muli" in defined[current] and not known(current)
+            assert not product, f"{name} = {operation}: {current} is 32 bits"
             if defined[current].startswith(("arith", "tt.splat", "tt.broadcast", "tt.expand")):
                 open_names += re.findall(r"%[\w#]+", defined[current])
     assert wide > 0
@@ -419,13 +436,15 @@ KERNELS = (
     join,
 )
 SWEEPS = (
-    sweep, sweep_same_set, sweep_without_pull, sweep_other_rates, mean_of_points, prepare_points,
+    sweep, sweep_same_set, sweep_diagonal, sweep_without_pull, sweep_other_rates, mean_of_points,
+    prepare_points,
     gradient_of_pulls, sweep_in_double,
 )  # fmt: skip
 PASSES = (moments, moments_of_two, pull_back, pull_back_of_two, fit)
 SOLVERS = (solve, solve_one_of_many)
 FAST = [(f, 90, 33) for f in (*KERNELS, *SWEEPS)] + [(rescore, 80, 256), (scan, 100, 3)]
-FAST += [(sweep, 80, 3), (sweep, 120, 64)]
+FAST += [(sweep, 80, 3), (sweep, 120, 64), (sweep_diagonal, 90, 16), (sweep_same_set, 100, 16)]
+FAST += [(sweep_same_set, 90, d) for d in (3, 16, 32)]
 FAST += [(moments_of_two, 90, 64), (pull_back_of_two, 90, 64), (moments, 120, 33)]
 FAST += [(pull_back, 80, 256), (solve, 90, 64), (solve_one_of_many, 120, 16), (fit, 90, 33)]
 CASES = (
@@ -438,7 +457,7 @@ CASES = (
         case(f, c, d, (f, c, d) in FAST)
         for f in (*KERNELS, *SWEEPS)
         for c in TARGETS
-        for d in (3, 16, 33, 64, 256)
+        for d in (3, 16, 32, 33, 64, 256)
     ]
     + [
         case(f, c, d, (f, c, d) in FAST)
@@ -456,7 +475,8 @@ def test_it_compiles_without_spills_and_with_wide_offsets(f, capability, d, tmp_
     # The last two have no float64 product in Triton: its operands stay in registers. Where products
     # are a warp's, sums of a wide tile's pulls all but fit.
     few = [(sweep_in_double, 100, 120)]
-    few += [(f, 80, 120) for f in (sweep, sweep_same_set, sweep_other_rates)]
+    few += [(f, 80, 120) for f in (sweep, sweep_same_set, sweep_diagonal, sweep_other_rates)]
+    few += [(sweep_other_rates, 90)]
     most = 32 if any(f is g and capability in where for g, *where in few) else 0
     assert_no_spills(compiled, capability, tmp_path, most)
     assert_wide_offsets(compiled)

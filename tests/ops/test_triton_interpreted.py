@@ -355,6 +355,44 @@ def test_squared_mmd(case, unbiased):
             torch.testing.assert_close(a.double(), b, rtol=0, atol=2e-6 * largest)
 
 
+# Calls of few points are summed in float64; these are what others come to. n, m, d, bandwidths.
+SWEEPS = {
+    "one rate": (70, 130, 3, (4.0,)),
+    "two rates": (70, 130, 8, (4.0, 8.0)),
+    "three rates": (130, 70, 16, (4.0, 8.0, 16.0)),
+    "four rates": (200, 70, 9, (32.0, 8.0, 16.0, 4.0)),
+    "five rates": (300, 330, 16, (4.0, 8.0, 16.0, 32.0, 64.0)),
+    "six rates": (70, 130, 20, (4.0, 8.0, 16.0, 32.0, 64.0, 128.0)),
+    "seven rates": (70, 130, 5, (4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)),
+    "no ladder": (70, 200, 16, (10.0, 3.0, 40.0)),
+    "no ladder, 32 channels": (130, 200, 32, (10.0, 30.0)),
+    "wide": (70, 200, 70, (64.0, 128.0, 256.0, 512.0)),
+    "wide, no ladder": (130, 70, 130, (100.0, 300.0)),
+}
+
+
+@pytest.mark.parametrize("case", SWEEPS)
+@interpreted
+def test_sums_of_squared_mmd_in_float32(case):
+    n, m, d, bandwidths = SWEEPS[case]
+    x, y = normal(n, d, 36), 1.3 * normal(m, d, 37) + 0.4
+    bandwidths = torch.tensor(bandwidths, dtype=torch.float64)
+    mean = torch.cat([x, y]).double().mean(0)
+    for x_grad, y_grad in ((True, True), (True, False), (False, True), (False, False)):
+        value = torch.full((), torch.nan)
+        grads = [
+            torch.full(s.shape if asked else (0,), torch.nan)
+            for s, asked in ((x, x_grad), (y, y_grad))
+        ]
+        wanted = mmd._swept(x, y, mean, bandwidths, 0, value, *grads)
+        assert not wanted
+        want = mmd_reference.squared_mmd(x.double(), y.double(), bandwidths, False, x_grad, y_grad)
+        torch.testing.assert_close(value.double(), want[0], rtol=1e-6, atol=0)
+        for got, expected in zip(grads, want[1:], strict=True):
+            largest = float(expected.abs().max()) if expected.numel() else 0.0
+            torch.testing.assert_close(got.double(), expected, rtol=0, atol=4e-6 * largest)
+
+
 @interpreted
 def test_squared_mmd_of_equal_and_of_bad_points():
     bandwidths = torch.tensor([1.0, 2.0], dtype=torch.float64)

@@ -23,11 +23,12 @@ from torch import Tensor
 
 from . import triton_exact as exact
 from . import triton_points as points
-from .triton_points import LADDER, LEFT_ONE, LOW, MOST_RATES
+from .triton_points import LADDER, LEFT_ONE, LOW, MOST_RATES, RIGHT_ONE
 
 # Columns whose pulls are added in float32: more are faster, and less exact.
 _COLUMNS_EACH = 512
 _ROWS = 64
+_CHANNELS = 32  # of a gradient at a time
 # float64 costs nothing for so few.
 _FEW_POINTS = 512
 # More bandwidths are summed in float64. A loop of unknown length over them, within the loop over
@@ -41,11 +42,22 @@ class Tile(NamedTuple):
     columns: int
     warps: int
     stages: int
+    registers: int | None = None
+
+    def options(self) -> dict:
+        """What a launch is given beside its arguments."""
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return dict(
+            num_warps=self.warps, num_stages=self.stages, enable_fp_fusion=True, **limit
+        )  # fmt: skip
 
 
 NARROW = Tile(64, 64, 4, 3)
+# Left alone, the compiler takes as many registers as three to a processor have; these are four.
+NARROW_ON_HOPPER = Tile(64, 64, 4, 3, registers=128)
+# Where those of a larger one do not fit into registers.
+NARROWEST = Tile(64, 32, 4, 3)
 WIDE = Tile(64, 64, 8, 2)
-WITHOUT_PULL = Tile(64, 64, 4, 3)
 
 
 @triton.jit
@@ -89,9 +101,17 @@ def _kernel_sums(
         kernel = term
         weight = term
         for i in tl.static_range(1, LADDER_OF):
-            term = term * term
-            kernel += 2.0 ** (shift - shift * 2**i) * term
-            weight += 2.0 ** (shift - shift * 2**i + i) * term
+            scale = 2.0 ** (shift - shift * 2**i)
+            if i < LADDER_OF - 1 or LADDER_OF < 4:
+                term = term * term
+            if i < LADDER_OF - 2 or LADDER_OF < 4:
+                kernel += scale * term
+                weight += scale * 2.0**i * term
+            elif i == LADDER_OF - 2:
+                # With the last rate's, whose term is the square of this one and not needed itself.
+                last = 2.0 ** (shift - shift * 2 ** (i + 1))
+                kernel += term * (scale + last * term)
+                weight += term * (scale * 2.0**i + last * 2.0 ** (i + 1) * term)
     else:
         kernel = tl.zeros(exponent.shape, tl.float32)
         weight = tl.zeros(exponent.shape, tl.float32)
@@ -110,15 +130,20 @@ def _in_thread(x):
 
 
 @triton.jit
-def _add_pull(pull, sums, at, parts, total, quantum, SECOND: tl.constexpr, WIDTH: tl.constexpr):
-    """Add (high + low / 256) parts, [points, parts, WIDTH], and the weights' sums."""
-    count: tl.constexpr = parts.shape[1]
-    part = tl.arange(0, count)
-    mix = tl.where(part == 0, 1.0, tl.where(part == SECOND, 1.0 / LOW, 0.0))
-    step = (tl.sum(parts * mix[None, :, None], 1) * quantum).to(tl.int64)
-    channel = tl.arange(0, WIDTH)
-    tl.atomic_add(pull + at[:, None] * WIDTH + channel[None, :], step, sem="relaxed")
-    tl.atomic_add(sums + at, (total * quantum).to(tl.int64), sem="relaxed")
+def _add_pull(pull, sums, head, low, quantum, ONE: tl.constexpr, WIDTH: tl.constexpr):
+    """Add what weights pull at a block of points: head [points, 2 WIDTH] by high parts and norms,
+    whose channel ONE is 1; low [points, WIDTH] by low parts.
+    """
+    part = tl.arange(0, 2)[None, :, None]
+    channel = tl.arange(0, WIDTH)[None, :]
+    at = tl.arange(0, head.shape[0])
+    head = tl.reshape(head, [head.shape[0], 2, WIDTH])
+    high = tl.sum(tl.where(part == 0, head, 0.0), 1)
+    norms = tl.sum(tl.where(part == 1, head, 0.0), 1)
+    weight = tl.sum(tl.where(channel == ONE, norms, 0.0), 1)
+    whole = ((high + low / LOW) * quantum).to(tl.int64)
+    tl.atomic_add(pull + at[:, None] * WIDTH + channel, whole, sem="relaxed")
+    tl.atomic_add(sums + at, (weight * quantum).to(tl.int64), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["num_tiles", "tiles_each", "quantum"])
@@ -138,10 +163,15 @@ def _sweep_kernel(
         return
     FORM: tl.constexpr = 4 * WIDTH
     block = tl.program_id(0)
-    row = block.to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    channel = tl.arange(0, FORM)
-    half = tl.arange(0, 2 * WIDTH)
-    a = tl.load(left + row[:, None] * FORM + channel[None, :])
+    row = block.to(tl.int64) * ROWS
+    of_row = tl.arange(0, ROWS)[:, None]
+    of_column = tl.arange(0, COLUMNS)[:, None]
+    half = tl.arange(0, 2 * WIDTH)[None, :]
+    part = tl.arange(0, WIDTH)[None, :]
+    a_head = tl.load(left + row * FORM + (of_row * FORM + half))
+    a_rest = tl.load(left + row * FORM + (of_row * FORM + 2 * WIDTH + half))
+    if PULL_RIGHT:
+        a_low = tl.load(left + row * FORM + (of_row * FORM + 2 * WIDTH + part))
     origin = 0
     if ABOVE:
         origin = (block + 1) * (ROWS // COLUMNS)
@@ -152,15 +182,17 @@ def _sweep_kernel(
     step = tl.num_programs(1) * tiles_each
     for first in range(origin + tl.program_id(1) * tiles_each, num_tiles, step):
         total = tl.zeros([ROWS, 4], tl.float32)
-        weights = tl.zeros([ROWS, 4], tl.float32)
         pulled = tl.zeros([ROWS, 2 * WIDTH], tl.float32)
+        pulled_low = tl.zeros([ROWS, WIDTH], tl.float32)
         for tile in range(first, tl.minimum(first + tiles_each, num_tiles)):
-            column = tl.cast(tile, tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-            b = tl.load(right + column[:, None] * FORM + channel[None, :])
-            exponent = _dot(a, tl.trans(b), INTERPRETED)
+            column = tl.cast(tile, tl.int64) * COLUMNS
+            b_head = tl.load(right + column * FORM + (of_column * FORM + half))
+            b_rest = tl.load(right + column * FORM + (of_column * FORM + 2 * WIDTH + half))
+            exponent = _dot(a_head, tl.trans(b_head), INTERPRETED)
+            exponent = _dot_add(a_rest, tl.trans(b_rest), exponent, INTERPRETED)
             kernel, weight = _kernel_sums(exponent, table, RATES, LADDER_OF, INTERPRETED)
             if DIAGONAL:
-                same = row[:, None] == column[None, :]
+                same = row + of_row == column + tl.trans(of_column)
                 kernel = tl.where(same, 0.0, kernel)
                 weight = tl.where(same, 0.0, weight)
             total += _in_thread(kernel)
@@ -168,21 +200,24 @@ def _sweep_kernel(
                 high = weight.to(tl.float16)
                 low = (weight - high.to(tl.float32)).to(tl.float16)
             if PULL_LEFT:
-                weights += _in_thread(weight)
-                parts = tl.load(right + column[:, None] * FORM + half[None, :])
-                pulled = _dot_add(high, parts, pulled, INTERPRETED)
-                pulled = _dot_add(low, parts, pulled, INTERPRETED)
+                b_low = tl.load(right + column * FORM + (of_column * FORM + 3 * WIDTH + part))
+                pulled = _dot_add(high, b_head, pulled, INTERPRETED)
+                pulled = _dot_add(low, b_head, pulled, INTERPRETED)
+                pulled_low = _dot_add(high, b_low, pulled_low, INTERPRETED)
             if PULL_RIGHT:
-                back = _dot(tl.trans(high), a, INTERPRETED)
-                back = _dot_add(tl.trans(low), a, back, INTERPRETED)
-                back = tl.reshape(back, [COLUMNS, 4, WIDTH])
-                sums = tl.sum(tl.where((tl.arange(0, 4) == 3)[None, :, None], back, 0.0), 1)
-                sums = tl.sum(tl.where((tl.arange(0, WIDTH) == LEFT_ONE)[None, :], sums, 0.0), 1)
-                _add_pull(right_pull, right_sum, column, back, sums, quantum, 2, WIDTH)
+                back = _dot(tl.trans(high), a_head, INTERPRETED)
+                back = _dot_add(tl.trans(low), a_head, back, INTERPRETED)
+                back_low = _dot(tl.trans(high), a_low, INTERPRETED)
+                _add_pull(
+                    right_pull + column * WIDTH, right_sum + column, back, back_low, quantum,
+                    LEFT_ONE, WIDTH,
+                )  # fmt: skip
         kernels += total.to(tl.float64)
         if PULL_LEFT:
-            pulled = tl.reshape(pulled, [ROWS, 2, WIDTH])
-            _add_pull(left_pull, left_sum, row, pulled, tl.sum(weights, 1), quantum, 1, WIDTH)
+            _add_pull(
+                left_pull + row * WIDTH, left_sum + row, pulled, pulled_low, quantum,
+                RIGHT_ONE, WIDTH,
+            )  # fmt: skip
     at = block.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     times: tl.constexpr = 2.0 if ABOVE else 1.0
     tl.store(value + at, times * tl.sum(tl.sum(kernels, 1), 0))
@@ -240,7 +275,7 @@ def _wide_kernel(
                 parts = tl.load(right + column[:, None] * FORM + out[None, :])
                 pulled = _dot_add(high, parts, pulled, INTERPRETED)
                 pulled = _dot_add(low, parts, pulled, INTERPRETED)
-                parts = tl.load(right + column[:, None] * FORM + (out + WIDTH)[None, :])
+                parts = tl.load(right + column[:, None] * FORM + (out + FORM - WIDTH)[None, :])
                 pulled_less = _dot_add(high, parts, pulled_less, INTERPRETED)
         kernels += total.to(tl.float64)
         if PULL:
@@ -284,7 +319,7 @@ def _gradient_kernel(
         channel = start + tl.arange(0, CHANNELS)
         at = row[:, None] * FORM + channel[None, :]
         point = tl.load(left + at).to(tl.float64)
-        point += tl.load(left + at + 2 * WIDTH).to(tl.float64) / LOW
+        point += tl.load(left + at + FORM - 2 * WIDTH).to(tl.float64) / LOW
         at = row[:, None] * WIDTH + channel[None, :]
         pull = own * tl.load(own_pull + at).to(tl.float64)
         pull += cross * tl.load(cross_pull + at).to(tl.float64)
@@ -339,10 +374,15 @@ def _walks(narrow: bool, x_grad: bool, y_grad: bool) -> dict[str, list[_Walk]]:
     return {"xx": own["x"], "yy": own["y"], "xy": cross, "": others}
 
 
-def choose_tile(width: int, pull: bool) -> Tile:
+def choose_tile(width: int, pull: bool, ladder: bool, capability: int) -> Tile:
+    """capability: 90 for Hopper, 100 for Blackwell and so on."""
     if not points.is_narrow(width):
         return WIDE
-    return NARROW if pull else WITHOUT_PULL
+    if pull and (capability == 100 or (capability < 100 and width == 32 and not ladder)):
+        return NARROWEST
+    if pull and capability == 90 and width == 16 and ladder:
+        return NARROW_ON_HOPPER
+    return NARROW
 
 
 class _Grid(NamedTuple):
@@ -401,20 +441,26 @@ def _swept(
     channels = min(width, points.CHUNK)
     chunks = 0 if narrow else width // channels
     interpreted = device.type == "cpu"
-    processors = 2
+    processors, capability = 2, 90
     if not interpreted:
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        of_device = torch.cuda.get_device_properties(device)
+        processors, capability = of_device.multi_processor_count, 10 * of_device.major
     sizes = {name: points.padded_rows(size) for name, size in (("x", n), ("y", m))}
     walks = _walks(narrow, gx.numel() > 0, gy.numel() > 0)
 
     # One piece of memory, all zeros: integers that pulls are added in, sums of kernels, the state.
-    grids, ends, total = {}, {}, 0
+    # Whether rates double is known on the device alone: both ways are launched, one runs.
+    ladders = (count, 0) if count <= points.MOST_DOUBLINGS.value else (0,)
+    launches, ends, total = [], {}, 0
     for pair, of_pair in walks.items():
         for walk in of_pair:
-            tile = choose_tile(width, walk.wants_pull())
-            grid = _grid(walk, sizes, tile, chunks, processors)
-            grids[walk] = (tile, grid, total)
-            total += grid.blocks * grid.programs
+            slots = 0
+            for ladder in ladders:
+                tile = choose_tile(width, walk.wants_pull(), ladder > 0, capability)
+                grid = _grid(walk, sizes, tile, chunks, processors)
+                launches.append((walk, ladder, tile, grid, total))
+                slots = max(slots, grid.blocks * grid.programs)
+            total += slots
         ends[pair] = total
     pulls = [p for of_pair in walks.values() for w in of_pair for p in (w.left_pull, w.right_pull)]
     lengths = {pull: sizes[pull[0]] for pull in dict.fromkeys(pulls) if pull}
@@ -435,32 +481,28 @@ def _swept(
     bits = _COMPLETE - (max(n, m) - 1).bit_length()
     none = _Pull(state, state)
 
-    for walk in sorted(grids, key=lambda w: -sizes[w.left] * sizes[w.right]):
-        tile, grid, start = grids[walk]
+    for walk, ladder, tile, grid, start in sorted(
+        launches, key=lambda launch: -sizes[launch[0].left] * sizes[launch[0].right]
+    ):
         left, right = sets[walk.left].left, sets[walk.right].right
-        to = kernels[start:]
-        options = dict(num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True)
-        for ladder in (count, 0) if count <= points.MOST_DOUBLINGS.value else (0,):
-            programs = (
-                grid.programs
-                if ladder
-                else min(grid.programs, triton.cdiv(8 * processors, grid.blocks))
-            )
-            numbers = (grid.tiles, grid.each, 2.0**bits)
-            if narrow:
-                _sweep_kernel[(grid.blocks, programs)](
-                    left, right, table, state, to, *room.get(walk.left_pull, none),
-                    *room.get(walk.right_pull, none), *numbers, width, tile.rows, tile.columns,
-                    count, ladder, walk.above, walk.diagonal, bool(walk.left_pull),
-                    bool(walk.right_pull), interpreted, **options,
-                )  # fmt: skip
-            else:
-                pull = bool(walk.left_pull)
-                _wide_kernel[(grid.blocks, programs, chunks if pull else 1)](
-                    left, right, table, state, to, *room.get(walk.left_pull, none), *numbers,
-                    width, form, channels, tile.rows, tile.columns, count, ladder, walk.diagonal,
-                    pull, interpreted, **options,
-                )  # fmt: skip
+        programs = grid.programs
+        if not ladder:
+            programs = min(programs, triton.cdiv(8 * processors, grid.blocks))
+        numbers = (grid.tiles, grid.each, 2.0**bits)
+        if narrow:
+            _sweep_kernel[(grid.blocks, programs)](
+                left, right, table, state, kernels[start:], *room.get(walk.left_pull, none),
+                *room.get(walk.right_pull, none), *numbers, width, tile.rows, tile.columns,
+                count, ladder, walk.above, walk.diagonal, bool(walk.left_pull),
+                bool(walk.right_pull), interpreted, **tile.options(),
+            )  # fmt: skip
+        else:
+            pull = bool(walk.left_pull)
+            _wide_kernel[(grid.blocks, programs, chunks if pull else 1)](
+                left, right, table, state, kernels[start:], *room.get(walk.left_pull, none),
+                *numbers, width, form, channels, tile.rows, tile.columns, count, ladder,
+                walk.diagonal, pull, interpreted, **tile.options(),
+            )  # fmt: skip
 
     blocks = {name: triton.cdiv(sizes[name], _ROWS) for name in "xy"}
     worst = torch.empty(2, blocks["x"] + blocks["y"], dtype=torch.float64, device=device)
@@ -472,7 +514,7 @@ def _swept(
         _gradient_kernel[(blocks[name],)](
             sets[name].left, plan, *room[own], *room[cross], gradient, worst[0, at:],
             worst[1, at:], *((n, m) if name == "x" else (m, n)), drop, bits, d, width,
-            form, channels, _ROWS, num_warps=4, enable_fp_fusion=True,
+            form, min(width, _CHANNELS), _ROWS, num_warps=8, enable_fp_fusion=True,
         )  # fmt: skip
         graded[name] = blocks[name]
         at += blocks[name]

@@ -4,11 +4,11 @@ A point a, centred and scaled so that the widest kernel is 2^(a.b - |a|^2 / 2 - 
 as high + low / 256, float16 each, 22 bits together; what the three parts of the norm add, it is
 exact to 2^-32. One float16 product over the channels
 
-    of a left point    [high, high / 256, low, norm, 1]
-    of a right point   [high, low, high / 256, 1, norm]
+    of a left point    [high, norm, 1, low, high / 256]
+    of a right point   [high, 1, norm, high / 256, low]
 
-is then the exponent itself, to about 2^-22 of |a||b|, and a right point's first two parts are what
-a weight multiplies. Powers of two keep all parts clear of float16's subnormal numbers.
+is then the exponent itself, to about 2^-22 of |a||b|; high, one and low are also what a weight
+multiplies. Powers of two keep all parts clear of float16's subnormal numbers.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ LOW = tl.constexpr(256.0)
 # Larger norms leave the range of float16; a smaller mean norm leaves no bits of the points.
 MOST_NORM = tl.constexpr(2.0**15)
 LEAST_NORM = tl.constexpr(2.0**-20)
-# The left point's channel of ones within the norms' part, and the right point's.
+# The channel of ones of a left point within the part of norms, and that of a right point.
 LEFT_ONE = tl.constexpr(3)
 RIGHT_ONE = tl.constexpr(0)
 
@@ -62,6 +62,11 @@ def form_width(width: int) -> int:
 
 def is_narrow(width: int) -> bool:
     return width <= _MOST_NARROW
+
+
+def warps(width: int) -> int:
+    """Of a program that takes _ROWS points, CHUNK channels at a time."""
+    return 4 if is_narrow(width) else 8
 
 
 @triton.jit
@@ -158,11 +163,12 @@ def prepare_kernel(
         norm += tl.sum(kept * kept, 1)
         at = row[:, None] * FORM + channel[None, :]
         tl.store(left + at, high)
-        tl.store(left + at + WIDTH, less)
-        tl.store(left + at + 2 * WIDTH, low)
         tl.store(right + at, high)
+        at += FORM - 2 * WIDTH
+        tl.store(left + at, low)
+        tl.store(left + at + WIDTH, less)
+        tl.store(right + at, less)
         tl.store(right + at + WIDTH, low)
-        tl.store(right + at + 2 * WIDTH, less)
     norm = 0.5 * norm
     tl.store(norms + block, tl.sum(norm, 0))
     finite = (norm == norm) & (norm != float("inf"))
@@ -185,7 +191,7 @@ def prepare_kernel(
     )
     one = tl.where(place == 0, 1.0, 1.0 / LOW).to(tl.float16)
     zero = tl.zeros([ROWS, part], tl.float16)
-    at = row[:, None] * FORM + 3 * WIDTH + index
+    at = row[:, None] * FORM + WIDTH + index
     tl.store(left + at, tl.where(index < 3, own, tl.where(index < 6, one, zero)))
     tl.store(right + at, tl.where(index < 3, one, tl.where(index < 6, own, zero)))
 
@@ -198,7 +204,7 @@ def common_mean(x: Tensor, y: Tensor) -> Tensor:
     sums = torch.empty(surveys, width, dtype=torch.float64, device=x.device)
     _survey_kernel[(surveys,)](
         x, y, sums, n, m, triton.cdiv(n + m, surveys),
-        d, width, min(width, CHUNK), _ROWS, num_warps=4, enable_fp_fusion=True,
+        d, width, min(width, CHUNK), _ROWS, num_warps=warps(width), enable_fp_fusion=True,
     )  # fmt: skip
     return sums[:, :d].sum(0) / (n + m)
 
@@ -224,6 +230,6 @@ def prepare(
     prepare_kernel[(rows // _ROWS,)](
         points, mean, bandwidths, forms[0], forms[1], norms, plan, table, state, n,
         len(bandwidths), d, width, form, min(width, CHUNK), _ROWS,
-        num_warps=4, enable_fp_fusion=True,
+        num_warps=warps(width), enable_fp_fusion=True,
     )  # fmt: skip
     return Forms(forms[0], forms[1], norms)
