@@ -13,8 +13,8 @@ namespace {
 constexpr double kUnit = 0x1p-24;
 // What subnormal products and a flush-to-zero mode may lose, for codes scaled to norms below 1.
 constexpr double kUnderflow = 0x1p-110;
-// So many codes, of few an eighth, does the centre and the scale come from.
-constexpr int64_t kMostSampled = 129, kLeastSampled = 17;
+// So many codes does the centre come from, of few at most one in eight; so many the scale.
+constexpr int64_t kMostSampled = 243, kLeastSampled = 9, kNormsSampled = 27;
 // Codes longer than this, in units of a typical one, set the scale: their scores must stay in range.
 constexpr double kLongestCode = 0x1p30;
 
@@ -38,6 +38,22 @@ double sum_error(int64_t dim, Format format) {
     return 0.0;
 }
 
+// Of 3^m rows, the first becomes a median in each channel: of medians of three, and of three of those, and so on.
+// A fifth of 81 may be anywhere without moving it far (Rousseeuw and Bassett 1990: the remedian).
+void take_median(float* rows, int64_t count, int64_t dim) {
+    for (count /= 3; count > 0; count /= 3) {
+        for (int64_t i = 0; i < count; ++i) {
+            float* to = rows + i * dim;
+            const float* from = rows + 3 * i * dim;
+#pragma omp simd
+            for (int64_t d = 0; d < dim; ++d) {
+                const float a = from[d], b = from[dim + d], c = from[2 * dim + d];
+                to[d] = std::max(std::min(a, b), std::min(std::max(a, b), c));
+            }
+        }
+    }
+}
+
 }  // namespace
 
 Codebook::Codebook(const Screened& screened)
@@ -49,23 +65,28 @@ Codebook::Codebook(const Screened& screened)
       centre(dim, 0.0f) {
     // Any centre is right; a median makes the bounds tight, and a few codes far out do not move it.
     const int64_t wanted = std::clamp(k / 8, kLeastSampled, kMostSampled);
-    const int64_t stride = (k + wanted - 1) / wanted;
     std::vector<const float*> sample;
-    for (int64_t j = 0; j < k; j += stride) {
-        if (all_finite(codes + j * dim, dim)) sample.push_back(codes + j * dim);
+    for (int64_t i = 0, before = -1; i < wanted; ++i) {
+        const int64_t j = i * k / wanted;
+        if (j != before && all_finite(codes + j * dim, dim)) sample.push_back(codes + j * dim);
+        before = j;
     }
     if (sample.empty()) return;
-    const size_t middle = sample.size() / 2;
-    std::vector<float> values(sample.size());
-    for (int64_t d = 0; d < dim && !screened.centred; ++d) {
-        for (size_t j = 0; j < sample.size(); ++j) values[j] = sample[j][d];
-        std::nth_element(values.begin(), values.begin() + middle, values.end());
-        centre[d] = values[middle];
+    if (!screened.centred) {
+        int64_t count = 1;
+        while (3 * count <= static_cast<int64_t>(sample.size())) count *= 3;
+        std::vector<float> rows(count * dim);
+        for (int64_t i = 0; i < count; ++i) {
+            std::copy_n(sample[i * sample.size() / count], dim, rows.data() + i * dim);
+        }
+        take_median(rows.data(), count, dim);
+        std::copy_n(rows.data(), dim, centre.data());
     }
-    std::vector<double> norms(sample.size());
-    for (size_t j = 0; j < sample.size(); ++j) norms[j] = norm(sample[j]);
-    std::nth_element(norms.begin(), norms.begin() + middle, norms.end());
-    set_scale(norms[middle]);
+    const size_t of_norms = std::min<size_t>(kNormsSampled, sample.size());
+    std::vector<double> norms(of_norms);
+    for (size_t i = 0; i < of_norms; ++i) norms[i] = norm(sample[i * sample.size() / of_norms]);
+    std::nth_element(norms.begin(), norms.begin() + of_norms / 2, norms.end());
+    set_scale(norms[of_norms / 2]);
 }
 
 double Codebook::norm(const float* code) const {
