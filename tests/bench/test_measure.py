@@ -352,6 +352,22 @@ def test_interleaving_shares_places():
     assert rounds == ["abc", "acb", "cab", "cba", "bca", "bac"]
 
 
+def test_a_part_is_called_as_often_in_a_row_as_the_op(monkeypatch):
+    class Enough(Exception):
+        pass
+
+    def seen(calls, expected, seconds, device):
+        raise Enough(expected)
+
+    monkeypatch.setattr(measure, "interleave", seen)
+    ours = [c for c in OPERATIONS["gaussian_w2"].contestants_on("cpu") if c.ours]
+    with pytest.raises(Enough) as stopped:
+        compare(Case(500, 600, 4, op="gaussian_w2"), contestants=ours, seconds=0.1)
+    (expected,) = stopped.value.args
+    parts = [seconds for name, seconds in expected.items() if name.startswith("one ")]
+    assert len(parts) == 3 and min(parts) >= max(expected[c.name] for c in ours)
+
+
 def test_threads_are_restored():
     before = torch.get_num_threads()
     comparison, _ = _by_name([OURS], threads=1)

@@ -199,7 +199,9 @@ def _compare(
         for name, call in operation.floors(case, *inputs).items():
             results[name] = Result(name, False, note=FLOOR, verdict=Verdict(0, 0))
             call()
-            calls[name], expected[name] = call, _timed(call, 1, case.device)
+            # As often in a row as the op: in its warm caches a part alone is several times faster.
+            of_op = [expected[c.name] for c in contestants if c.ours and c.name in expected]
+            calls[name], expected[name] = call, max([_timed(call, 1, case.device), *of_op])
 
     flop = {}
     for name, dtype in _matmuls(case):
