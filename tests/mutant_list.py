@@ -605,6 +605,11 @@ MUTANTS = [
         "squares that float32 cannot hold decide",
     ),
     Mutant(
+        "cuda-lost-without-bound", "hopper", CUDA + "screen.cu",
+        "lost = fminf(lost, bound);", "",
+        "groups that found no room on a list count as ruled out",
+    ),
+    Mutant(
         "cuda-lost-forgotten", "hopper", CUDA + "decide.cu",
         "lost = lost || kept[i] > s.capacity;", "",
         "a list that ran over passes for whole",

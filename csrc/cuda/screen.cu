@@ -99,6 +99,7 @@ struct List {
   Kept* kept;
   int count, capacity;
   float upper;
+  float lost = INFINITY;  // the least bound of the groups that found no room
 
   __device__ void append(float bound, int group) {
     if (count == capacity) prune();
@@ -106,7 +107,7 @@ struct List {
       kept[count] = {bound, group};
       ++count;
     } else {
-      count = capacity + 1;  // lost
+      lost = fminf(lost, bound);
     }
   }
 
@@ -259,7 +260,9 @@ __global__ __launch_bounds__(kThreads, 1) void screen_kernel(const Screen s) {
       int64_t mine = row + 8 * i;
       if (mine < s.n) {
         int64_t place = static_cast<int64_t>(blockIdx.y) * s.n + mine;
-        s.kept_count[place * kQuarters + quarter] = list[i].count;
+        // What was lost does not matter if a code that came later rules it out.
+        const bool whole = list[i].lost > list[i].upper;
+        s.kept_count[place * kQuarters + quarter] = whole ? list[i].count : list[i].capacity + 1;
         if (quarter == 0) s.upper[place] = list[i].upper;
       }
     }

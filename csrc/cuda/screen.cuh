@@ -46,7 +46,7 @@ struct Screen {
   const uint8_t* codes;     // [tiles][chunks][columns][16]
   const float4* group_terms;
   Kept* kept;       // [splits][n][kQuarters][capacity]
-  int* kept_count;  // [splits][n][kQuarters]; capacity + 1: some were lost
+  int* kept_count;  // [splits][n][kQuarters]; capacity + 1: some were lost that might have won
   float* upper;     // [splits][n]: some code scores no higher
   int n, tiles, tiles_per_split, chunks;
   int capacity;  // at most 32

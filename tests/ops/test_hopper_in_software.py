@@ -153,6 +153,16 @@ def test_more_candidates_than_a_list_holds(d):
 
 @pytest.mark.parametrize("d", [8, 64])
 @interpreted
+def test_what_a_later_code_rules_out_may_be_lost(d):
+    """Lists run over before the nearest code comes, which makes that good."""
+    codes = torch.cat([1e-5 * torch.randn(2500, d), torch.randn(300, d) * 10])
+    z = codes[2600:2616] + 0.1 * torch.randn(16, d)
+    certificate = assert_as_reference(z, codes, splits=1)
+    assert certificate.scanned == 0
+
+
+@pytest.mark.parametrize("d", [8, 64])
+@interpreted
 def test_codes_that_rounding_confuses(d):
     base = torch.randn(150, d)
     codes = torch.cat([base + 2e-3 * torch.randn(150, d) for _ in range(4)])
