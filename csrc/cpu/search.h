@@ -150,11 +150,11 @@ struct Search {
     void share_out(const Packed& packed, const int64_t* ids, int64_t n, int64_t most,
                    const Work& work, std::vector<int64_t>& rest,
                    SearchCounts& counts) const {
-        // Enough chunks to balance the threads, large enough to share each pass over the codes.
+        // As many chunks for each thread, at least two, and large enough to share each pass over the codes.
         const int64_t panel = packed.kernels().rows;
-        const int64_t fair = (n + 2 * threads - 1) / (2 * threads);
-        const int64_t wanted = std::min(std::max<int64_t>(fair, 1), most);
-        const int64_t rows = (wanted + panel - 1) / panel * panel;
+        const int64_t each = std::max<int64_t>(2, (n + most * threads - 1) / (most * threads));
+        const int64_t fair = std::max<int64_t>(1, (n + each * threads - 1) / (each * threads));
+        const int64_t rows = (fair + panel - 1) / panel * panel;
         const int64_t chunks = (n + rows - 1) / rows;
         std::vector<uint8_t> undecided(n, 0);
         int64_t certified = 0, candidates = 0, scores = 0;
