@@ -358,19 +358,25 @@ def solve_one_of_many(capability, d):
     return solve(capability, d, x_grad=False, alone=False)
 
 
-def assert_no_spills(compiled, capability, tmp_path, most=0):
+def assembled(compiled, capability, tmp_path):
+    """What the assembler says of a kernel: registers and spills."""
     ptx = tmp_path / "kernel.ptx"
     ptx.write_text(compiled.asm["ptx"])
-    architecture, shared = TARGETS[capability]
+    architecture, _ = TARGETS[capability]
     done = subprocess.run(
         [ASSEMBLER, "-v", f"--gpu-name={architecture}", ptx, "-o", tmp_path / "kernel.cubin"],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", done.stderr)]
-    assert spilled and max(spilled) <= most, done.stderr
-    assert compiled.metadata.shared <= shared
+    return done.stderr
+
+
+def assert_no_spills(compiled, capability, tmp_path, most=0):
+    report = assembled(compiled, capability, tmp_path)
+    spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", report)]
+    assert spilled and max(spilled) <= most, report
+    assert compiled.metadata.shared <= TARGETS[capability][1]
 
 
 def assert_wide_offsets(compiled):
@@ -480,6 +486,14 @@ def test_it_compiles_without_spills_and_with_wide_offsets(f, capability, d, tmp_
     most = 32 if any(f is g and capability in where for g, *where in few) else 0
     assert_no_spills(compiled, capability, tmp_path, most)
     assert_wide_offsets(compiled)
+
+
+@pytest.mark.parametrize("kernel", [sweep, sweep_same_set, sweep_diagonal])
+def test_four_sweeps_of_sixteen_channels_fit_on_a_hopper_processor(kernel, tmp_path):
+    compiled = kernel(90, 16)
+    (registers,) = re.findall(r"Used (\d+) registers", assembled(compiled, 90, tmp_path))
+    assert 4 * 32 * compiled.metadata.num_warps * int(registers) <= 65536
+    assert 4 * (compiled.metadata.shared + 1024) <= 228 * 1024  # one kilobyte each is the system's
 
 
 @pytest.mark.parametrize(
