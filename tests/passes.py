@@ -12,5 +12,5 @@ SIZES = [(0, 3), (1, 1), (63, 16), (700, 5), (300, 100)]
 def plain(monkeypatch, function, *arguments):
     """What `function` gives without the native module."""
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules[function.__module__], "runs_natively", lambda *_: False)
+        patch.setattr(sys.modules[function.__module__], "runs_natively", lambda *_, **__: False)
         return function(*arguments)

@@ -136,6 +136,16 @@ def test_a_code_that_is_not_there_is_not_counted():
     assert not hits.any()
 
 
+@pytest.mark.parametrize("wrong", [0, 2, 3])
+def test_counts_are_whole_numbers(wrong):
+    """C++ would read and write memory of another type."""
+    index, hits, skipped = torch.tensor([1]), torch.zeros(4).long(), torch.zeros(()).long()
+    arguments = [index, torch.ones(1, dtype=torch.bool), hits, skipped]
+    arguments[wrong] = arguments[wrong].float()
+    with pytest.raises(TypeError, match="must be int64, got torch.float32"):
+        rows.count_codes(*arguments)
+
+
 def test_shapes_that_do_not_fit_are_refused():
     """A pass in C++ would read whatever lies behind them."""
     a, valid = torch.zeros(6, 5), torch.ones(6, dtype=torch.bool)

@@ -1,6 +1,8 @@
 """torch.func over the operators: gradients in reverse mode, an error instead of zeros in forward
 mode."""
 
+from functools import partial
+
 import pytest
 import torch
 from support import HAS_NATIVE
@@ -91,6 +93,27 @@ def test_rows_of_a_jacobian_and_gradients_of_a_batch(name):
 
 
 @of_z
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_gradients_around_a_batch(name):
+    """The gradient is asked for where the operator sees a batch that knows nothing of it."""
+    batch = torch.stack([Z, Z * 2 + 1])
+    each = torch.stack([by_autograd(scalar(name), z) for z in batch])
+    torch.testing.assert_close(grad(lambda z: vmap(scalar(name))(z).sum())(batch), each)
+    torch.testing.assert_close(by_autograd(lambda z: vmap(scalar(name))(z).sum(), batch), each)
+
+
+@of_z
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_a_batch_of_gradients(name):
+    z = Z.clone().requires_grad_()
+    value = OF_Z[name](z)
+    rows = torch.stack([torch.ones_like(value), torch.full_like(value, 2.0)])
+    (got,) = torch.autograd.grad(value, z, rows, is_grads_batched=True)
+    want = by_autograd(lambda z: OF_Z[name](z).sum(), Z)
+    torch.testing.assert_close(got, torch.stack([want, 2 * want]))
+
+
+@of_z
 def test_forward_mode_says_that_it_is_not_there(name):
     operator = name.split(",")[0]
     with pytest.raises(NotImplementedError, match=f"^{operator}: has no forward-mode"):
@@ -118,6 +141,46 @@ def test_second_derivatives_raise_where_there_are_any(name):
         hessian(scalar(name))(Z)
     with pytest.raises((NotImplementedError, RuntimeError)):
         grad(lambda z: grad(scalar(name))(z).square().sum())(Z)
+
+
+OF_TWO = {
+    "squared_mmd": lambda x, y: vqkern.squared_mmd(x, y, bandwidths=[1.0, 2.0]),
+    "gaussian_w2": vqkern.gaussian_w2,
+    "of moments and points": lambda x, y: vqkern.gaussian_w2(fitted(x), y),
+    "of points and moments": lambda x, y: vqkern.gaussian_w2(x, fitted(y)),
+    "of moments": lambda x, y: vqkern.gaussian_w2(fitted(x), fitted(y)),
+    "of means": lambda x, y: vqkern.gaussian_w2(mean_alone(x), mean_alone(y)),
+}
+
+
+def mean_alone(z):
+    return fitted(z)._replace(covariance=torch.eye(4).double())
+
+
+@pytest.mark.parametrize("name", OF_TWO)
+def test_mixed_second_derivatives_raise(name):
+    function, y = OF_TWO[name], CODES[:6].clone()
+    for first, second in ((0, 1), (1, 0), (0, 0), (1, 1)):
+
+        def slope(of, first=first, second=second):
+            points = [of, y] if second == 0 else [Z, of]
+            return grad(function, argnums=first)(*points).square().sum()
+
+        of = Z if second == 0 else y
+        with pytest.raises((NotImplementedError, RuntimeError)):
+            grad(slope)(of)
+
+
+@pytest.mark.parametrize("around", [True, False], ids=["jvp compiled", "compiled, then jvp"])
+@of_z
+def test_forward_mode_and_compile(name, around):
+    torch._dynamo.reset()
+    if around:
+        function = torch.compile(lambda z: jvp(OF_Z[name], (z,), (z,))[1], backend="eager")
+    else:
+        function = partial(jvp, torch.compile(OF_Z[name], backend="eager"), tangents=(Z,))
+    with pytest.raises(Exception, match="forward-mode"):
+        function(Z if around else (Z,))
 
 
 @pytest.mark.parametrize("name", ["vanilla", "wasserstein_vp2", "vanilla_sphere", "fsq", "lfq"])

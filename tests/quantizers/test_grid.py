@@ -45,6 +45,14 @@ def skip_repetitions(name):
 
 @pytest.mark.parametrize("name", grid_names())
 class TestGrid:
+    def test_counts_outlast_a_cast_of_all_that_a_module_holds(self, name):
+        plain, cast = build(name), build(name).type(torch.float32)
+        for q in (plain, cast):
+            seeded(q, latents(q))
+        assert str(cast.usage()) == str(plain.usage())
+        halves = build(name).type(torch.bfloat16)
+        halves(latents(halves).bfloat16())
+
     def test_round_trip_in_eval_mode(self, name):
         q = build(name)
         z = latents(q)

@@ -38,7 +38,7 @@ def sign_values(index: Tensor, dim: int, magnitude: float) -> Tensor:
 
     An index of -1 gives NaN.
     """
-    if not runs_natively(index):
+    if not runs_natively(index, dtype=torch.int64):
         places = torch.arange(dim, device=index.device)
         bits = (index[:, None] >> places) & 1
         values = bits.float().mul_(2 * magnitude).sub_(magnitude)

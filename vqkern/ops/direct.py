@@ -20,13 +20,16 @@ from torch.nn import Parameter
 def is_ordinary(*tensors: Tensor) -> bool:
     """Whether nothing watches operators on these tensors but autograd, backwards, and no mode, as
     that of a default device, says what a new tensor is; and whether the tensors are their memory:
-    neither negated nor all zeros without any.
+    neither negated, nor all zeros without any, nor a batch (of `is_grads_batched`).
     """
     return (
         not torch.compiler.is_compiling()
         and not is_transformed(*tensors)
         and all(
-            type(t) in (Tensor, Parameter) and not t.is_neg() and not t._is_zerotensor()
+            type(t) in (Tensor, Parameter)
+            and not t.is_neg()
+            and not t._is_zerotensor()
+            and not torch._C._functorch.is_legacy_batchedtensor(t)
             for t in tensors
         )
         and not torch._C._len_torch_dispatch_stack()
@@ -39,11 +42,17 @@ def is_transformed(*tensors: Tensor) -> bool:
     """Whether torch.func transforms what runs here, or has, as tensors that it wrapped show; or
     forward mode is on.
     """
-    return not torch.compiler.is_compiling() and (
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
+    # torch.compile cannot look at wrapped tensors, and has none outside of a transformation.
+    return not torch.compiler.is_compiling() and any(
+        map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)
     )
+
+
+def needs_grad(tensor: Tensor) -> bool:
+    """Whether a gradient of `tensor` may be asked for. Under torch.func a tensor does not know."""
+    return tensor.requires_grad or is_transformed(tensor)
 
 
 def transformable(
@@ -77,12 +86,18 @@ def transformable(
 
         @staticmethod
         def jvp(ctx, *tangents):
-            raise NotImplementedError(
-                f"{op._name}: has no forward-mode derivative (torch.func.jvp, jacfwd, hessian, "
-                "dual tensors); take it in reverse mode: backward(), torch.func.grad, vjp, jacrev"
-            )
+            raise NotImplementedError(no_tangents)
+
+    no_tangents = (
+        f"{op._name}: has no forward-mode derivative (torch.func.jvp, jacfwd, hessian, dual "
+        "tensors); take it in reverse mode: backward(), torch.func.grad, vjp, jacrev"
+    )
 
     def call(*inputs):
+        if torch.compiler.is_compiling():
+            if forward_ad._current_level >= 0:
+                raise NotImplementedError(no_tangents)
+            return op(*inputs)
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         return Transformable.apply(*inputs) if is_transformed(*tensors) else op(*inputs)
 

@@ -15,17 +15,15 @@ from torch import Tensor
 from .. import backend as backends
 
 
-def runs_natively(*rows: Tensor) -> bool:
-    """Whether these float32 or int64 tensors go to C++."""
+def runs_natively(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether C++ takes these tensors, which it reads as being of `dtype`."""
     built = not isinstance(backends.native(), ImportError)
-    return built and all(
-        r.device.type == "cpu" and r.dtype in (torch.float32, torch.int64) for r in rows
-    )
+    return built and all(t.device.type == "cpu" and t.dtype == dtype for t in tensors)
 
 
 def require_in_range(op: str, index: Tensor, num_codes: int) -> None:
     """Every index must be a code's or -1; names the first that is not and where it stands."""
-    if runs_natively(index):
+    if runs_natively(index, dtype=torch.int64):
         flat = index.contiguous()
         place = backends.native().first_outside(flat.data_ptr(), flat.numel(), -1, num_codes - 1)
         if place < 0:
@@ -44,7 +42,7 @@ def require_in_range(op: str, index: Tensor, num_codes: int) -> None:
 
 def take_rows(codes: Tensor, index: Tensor) -> Tensor:
     """codes [K, D] at index [N], rows of NaN where it is -1; indices in range."""
-    if not (runs_natively(codes, index) and codes.dtype == torch.float32):
+    if not (runs_natively(codes) and runs_natively(index, dtype=torch.int64)):
         rows = codes[index.clamp_min(0)]
         return rows.masked_fill_((index < 0)[:, None], torch.nan)
     codes, index = codes.contiguous(), index.contiguous()
@@ -59,7 +57,7 @@ def join_digits(digits: Tensor, sizes: Sequence[int]) -> Tensor:
     """sum_m (n_1 ... n_{m-1}) digits[..., m], int64 [...]; -1 where a digit is negative."""
     # A digit that is always 0 may have a base beyond int64.
     bases = [prod(sizes[:m]) if size > 1 else 0 for m, size in enumerate(sizes)]
-    if not runs_natively(digits):
+    if not runs_natively(digits, dtype=torch.int64):
         joint = torch.zeros_like(digits[..., 0])
         for m, base in enumerate(bases):
             joint = joint + digits[..., m] * base
@@ -75,7 +73,7 @@ def join_digits(digits: Tensor, sizes: Sequence[int]) -> Tensor:
 
 def split_digits(joint: Tensor, sizes: Sequence[int]) -> Tensor:
     """The digits, int64 [..., M], of joint indices [...] in range; -1 throughout for -1."""
-    if not runs_natively(joint) or max(sizes) >= 2**63:
+    if not runs_natively(joint, dtype=torch.int64) or max(sizes) >= 2**63:
         digits = joint.new_empty(*joint.shape, len(sizes))
         rest = joint.clamp_min(0)
         for m, size in enumerate(sizes):
@@ -223,13 +221,16 @@ def pull_slopes(
 
 def count_codes(index: Tensor, counted: Tensor, hits: Tensor, skipped: Tensor) -> None:
     """Adds to hits [K] at index [N] where `counted` [N], and to the scalar `skipped` for each -1 of
-    these."""
+    these; all but `counted` int64."""
+    for name, tensor in (("index", index), ("hits", hits), ("skipped", skipped)):
+        if tensor.dtype != torch.int64:
+            raise TypeError(f"count_codes: {name} must be int64, got {tensor.dtype}")
     if counted.shape != index.shape or counted.dtype != torch.bool:
         raise ValueError(
             f"count_codes: counted must be bool {list(index.shape)} to match index, got "
             f"{counted.dtype} {list(counted.shape)}"
         )
-    if not (runs_natively(index, hits) and hits.is_contiguous()):
+    if not (runs_natively(index, hits, dtype=torch.int64) and hits.is_contiguous()):
         found = index >= 0
         hits.scatter_add_(0, index.clamp_min(0), (counted & found).long())
         skipped += (counted & ~found).sum()

@@ -60,6 +60,12 @@ class UsageCounter(nn.Module):
         self.register_buffer("count", torch.zeros(num_codes, dtype=torch.int64), persistent=False)
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64), persistent=False)
 
+    def _apply(self, fn, recurse=True):
+        """Counts stay int64 where `Module.type` casts a whole model."""
+        super()._apply(fn, recurse)
+        self.count, self.skipped = self.count.long(), self.skipped.long()
+        return self
+
     @torch.no_grad()
     def add(self, index: Tensor, counted: Tensor) -> None:
         """Counts index [N] where `counted` [N]; an index of -1 there is a skipped token."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import common_dtype
-from ..direct import transformable
+from ..direct import needs_grad, transformable
 from . import reference
 from .moments import Moments, choose_backend, moments_by, passes, require_points
 from .points import of_points
@@ -214,7 +214,7 @@ def _distance(
 
 
 def _needs_grad(of: Moments) -> bool:
-    return of.mean.requires_grad or of.covariance.requires_grad
+    return needs_grad(of.mean) or needs_grad(of.covariance)
 
 
 @torch.library.custom_op("vqkern::gaussian_w2", mutates_args=())
@@ -246,11 +246,18 @@ def _(m_x, s1, m_y, s2, ridge, x_grad, double, backend):
     )
 
 
-# Without a derivative of its own: asking for a second derivative raises. It takes a covariance, on
+# Without a derivative of its own: asking for a second derivative raises. It takes the moments, on
 # which the saved gradient depends, so that autograd knows what a second derivative would need.
 @torch.library.custom_op("vqkern::gaussian_w2_backward", mutates_args=())
 def _gaussian_w2_backward_op(
-    grad: Tensor, mean: Tensor, features: Tensor, codes: Tensor, s1: Tensor, s2: Tensor
+    grad: Tensor,
+    mean: Tensor,
+    features: Tensor,
+    codes: Tensor,
+    m_x: Tensor,
+    s1: Tensor,
+    m_y: Tensor,
+    s2: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad = grad.double()[:, None]
     to_features = features.clone()
@@ -260,7 +267,7 @@ def _gaussian_w2_backward_op(
 
 
 @_gaussian_w2_backward_op.register_fake
-def _(grad, mean, features, codes, s1, s2):
+def _(grad, mean, features, codes, m_x, s1, m_y, s2):
     return torch.empty_like(mean), torch.empty_like(features), torch.empty_like(codes)
 
 
@@ -268,10 +275,10 @@ _gaussian_w2_backward = transformable(_gaussian_w2_backward_op)
 
 
 def _setup_context(ctx, inputs, output):
-    _, s1, _, s2, _, ctx.x_grad, _, _ = inputs
+    *moments, _, ctx.x_grad, _, _ = inputs
     _, mean, features, codes = output
     ctx.mark_non_differentiable(mean, features, codes)
-    ctx.save_for_backward(mean, features, codes, s1, s2)
+    ctx.save_for_backward(mean, features, codes, *moments)
 
 
 def _backward(ctx, grad, _mean, _features, _codes):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..direct import is_ordinary, transformable
+from ..direct import is_ordinary, needs_grad, transformable
 from .moments import Moments, passes
 
 
@@ -38,7 +38,7 @@ def of_points(
         if is_ordinary(x.mean, x.covariance, y):
             return _OfPoints.apply(None, y, how)
         return _of_points(None, *how.features, y, *how[1:])[0]
-    how = _How(None, ridge, x.requires_grad and torch.is_grad_enabled(), double, backend)
+    how = _How(None, ridge, torch.is_grad_enabled() and needs_grad(x), double, backend)
     if is_ordinary(x, y):
         return _OfPoints.apply(x, y, how)
     return _of_points(x, None, None, y, *how[1:])[0]
@@ -85,7 +85,8 @@ class _OfPoints(torch.autograd.Function):
     def forward(ctx, x, y, how):
         value, pull_x, pull_y = _forward(x, y, how)
         ctx.backend = how.backend
-        ctx.save_for_backward(x if how.x_grad else None, y, pull_x, pull_y)
+        features = how.features or (None, None)
+        ctx.save_for_backward(x if how.x_grad else None, *features, y, pull_x, pull_y)
         return value
 
     @staticmethod
@@ -95,12 +96,12 @@ class _OfPoints(torch.autograd.Function):
 
 def _pulled(ctx, grad: Tensor, x_asked: bool, y_asked: bool) -> _Two:
     """The gradients that are asked for."""
-    x, y, *pulls = ctx.saved_tensors
-    points = x if x_asked else None, y if y_asked else None
+    x, mean, covariance, y, *pulls = ctx.saved_tensors
     # With create_graph, the operator: it knows to raise in a second derivative.
     if is_ordinary(grad) and not torch.is_grad_enabled():
+        points = x if x_asked else None, y if y_asked else None
         return _pull(grad, *points, *pulls, ctx.backend)
-    found = _of_points_backward(grad, *points, *pulls, ctx.backend)
+    found = _of_points_backward(grad, x, mean, covariance, y, *pulls, x_asked, y_asked, ctx.backend)
     return found[0] if x_asked else None, found[1] if y_asked else None
 
 
@@ -129,32 +130,39 @@ def _(x, mean, covariance, y, ridge, x_grad, double, backend):
     return value, torch.empty_like(pull) if x_grad else value.new_empty(0), pull
 
 
-# Without a derivative of its own: asking for a second derivative raises.
+# Without a derivative of its own: asking for a second derivative raises. It takes both sets, on
+# which the saved pulls depend, so that autograd knows what a second derivative would need.
 @torch.library.custom_op("vqkern::gaussian_w2_of_points_backward", mutates_args=())
 def _of_points_backward_op(
     grad: Tensor,
     x: Tensor | None,
-    y: Tensor | None,
+    mean: Tensor | None,
+    covariance: Tensor | None,
+    y: Tensor,
     pull_x: Tensor | None,
     pull_y: Tensor,
+    x_asked: bool,
+    y_asked: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    found = _pull(grad, x, y, pull_x, pull_y, backend)
+    points = x if x_asked else None, y if y_asked else None
+    found = _pull(grad, *points, pull_x, pull_y, backend)
     return tuple(grad.new_empty(0) if g is None else g for g in found)
 
 
 @_of_points_backward_op.register_fake
-def _(grad, x, y, pull_x, pull_y, backend):
-    return tuple(grad.new_empty(0) if p is None else p.new_empty(p.shape) for p in (x, y))
+def _(grad, x, mean, covariance, y, pull_x, pull_y, x_asked, y_asked, backend):
+    points = (x, x_asked), (y, y_asked)
+    return tuple(p.new_empty(p.shape) if asked else grad.new_empty(0) for p, asked in points)
 
 
 _of_points_backward = transformable(_of_points_backward_op)
 
 
 def _setup_context(ctx, inputs, output):
-    x, _, _, y, _, x_grad, _, ctx.backend = inputs
+    x, mean, covariance, y, _, x_grad, _, ctx.backend = inputs
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(x if x_grad else None, y, *output[1:])
+    ctx.save_for_backward(x if x_grad else None, mean, covariance, y, *output[1:])
 
 
 def _backward(ctx, grad, _pull_x, _pull_y):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import backend as backends
 from ..checks import common_dtype, require_float, require_matrix, require_same_device
-from ..direct import transformable
+from ..direct import needs_grad, transformable
 from . import reference
 
 # Multiples of the mean heuristic used when no bandwidths are given.
@@ -109,8 +109,8 @@ def squared_mmd(
         y,
         bandwidths,
         estimator == "unbiased",
-        grad and x.requires_grad,
-        grad and y.requires_grad,
+        grad and needs_grad(x),
+        grad and needs_grad(y),
         chosen,
     )
     return value
