@@ -34,8 +34,8 @@ def nearest_code(
         z: vectors [..., D], floating point, any strides.
         codes: codebook [K, D], K >= 1, on the device of `z`; its dtype may differ.
         metric: ``"l2"`` (distance: squared L2) or ``"cosine"`` (distance: 1 - cosine; a code of
-            zeros has no direction and is chosen only where all codes are zeros, a row of zeros has
-            cosine 0 with all codes and gets the first).
+            zeros has no direction and is chosen only where all codes are zeros; but a row of zeros
+            has cosine 0 with every code and gets the first, whatever that is).
         backend: ``"auto"``, ``"torch"``, ``"cpp"``, ``"triton"`` or ``"cuda"`` (Hopper GPUs).
 
     Returns:
