@@ -81,7 +81,9 @@ def transformable(
         @staticmethod
         def backward(ctx, *grads):
             if backward is None:
-                raise NotImplementedError(f"{op._name}: has no derivative of its own")
+                raise NotImplementedError(
+                    f"{op._name}: has no derivative of its own; second derivatives are not there"
+                )
             return backward(ctx, *grads)
 
         @staticmethod
