@@ -196,3 +196,22 @@ def test_a_layer(name):
     assert str(layer.usage()) != before
     with pytest.raises(NotImplementedError, match="forward-mode"):
         jvp(function, (Z,), (Z,))
+
+
+@pytest.mark.parametrize("name", ["vanilla", "vanilla_rq", "vanilla_sphere", "fsq", "lfq", "bsq"])
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_a_batch_of_calls_of_a_layer(name):
+    layer, other = (vqkern.build_quantizer(name, dim=4, codebook_size=16) for _ in range(2))
+    other.load_state_dict(layer.state_dict())
+    batch = torch.stack([Z, Z * 2 + 1])
+
+    def function(z):
+        result = layer(z)
+        return result.loss + (result.quantized * Z).sum()
+
+    got = vmap(grad(function))(batch)
+    each = [other(z) for z in batch]
+    assert str(layer.usage()) == str(other.usage())
+    torch.testing.assert_close(got, torch.stack([by_autograd(function, z) for z in batch]))
+    quantized = vmap(lambda z: layer(z).quantized)(batch)
+    torch.testing.assert_close(quantized, torch.stack([result.quantized for result in each]))

@@ -63,6 +63,8 @@ def transformable(
     torch.func's reverse mode (grad, vjp, jacrev) and vmap work with it; forward mode (jvp, jacfwd,
     hessian, dual tensors) raises NotImplementedError, where an operator gives tangents of zero.
     """
+    if not op._opoverload._schema.returns:
+        return op  # nothing that could have a derivative
     if backward is not None:
         op.register_autograd(backward, setup_context=setup_context)
 

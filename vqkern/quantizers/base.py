@@ -48,6 +48,18 @@ def _(index: Tensor, counted: Tensor, hits: Tensor, skipped: Tensor) -> None:
     return None
 
 
+@_count_codes_op.register_vmap
+def _(info, in_dims, index, counted, hits, skipped):
+    """All of a batch count together."""
+    if in_dims[2] is not None or in_dims[3] is not None:
+        raise NotImplementedError("count_codes: vmap over the counts themselves is not there")
+    each = (index, in_dims[0]), (counted, in_dims[1])
+    index, counted = (
+        t.expand(info.batch_size, *t.shape) if at is None else t.movedim(at, 0) for t, at in each
+    )
+    return _count_codes_op(index.reshape(-1), counted.reshape(-1), hits, skipped), None
+
+
 class UsageCounter(nn.Module):
     """Counts how often each of `num_codes` codes is chosen, without synchronising with the host.
 
