@@ -88,35 +88,42 @@ void moments(uintptr_t x, uintptr_t valid, int64_t batch, int64_t n, int64_t dim
 }
 
 void pull_back(uintptr_t x, uintptr_t valid, int64_t batch, int64_t n, int64_t dim, uintptr_t pull,
-               uintptr_t factor, uintptr_t out, int threads, const std::string& kernel) {
+               uintptr_t factor, bool float64, uintptr_t out, int threads,
+               const std::string& kernel) {
     const vqkern::CpuKernels& kernels = require_kernels(kernel);
     py::gil_scoped_release release;
+    std::vector<double> factors(batch);
+    if (float64) {
+        std::copy_n(pointer<const double>(factor), batch, factors.data());
+    } else {
+        std::copy_n(pointer<const float>(factor), batch, factors.data());
+    }
     vqkern::pull_back(pointer<const float>(x), pointer<const bool>(valid), batch, n, dim,
-                      pointer<const double>(pull), pointer<const double>(factor),
-                      pointer<float>(out), threads, *kernels.moments);
+                      pointer<const double>(pull), factors.data(), pointer<float>(out), threads,
+                      *kernels.moments);
 }
 
-bool gaussian_w2_product(uintptr_t x, int64_t n, uintptr_t mean, uintptr_t covariance, uintptr_t y,
-                         int64_t k, uintptr_t mean_y, uintptr_t covariance_y, int64_t batch,
-                         int64_t dim, uintptr_t state, uintptr_t product, int threads) {
-    const vqkern::CpuKernels& kernels = require_kernels("");
+bool gaussian_w2(uintptr_t x, int64_t n, uintptr_t mean_x, uintptr_t covariance_x, uintptr_t y,
+                 int64_t k, uintptr_t mean_y, uintptr_t covariance_y, int64_t batch, int64_t dim,
+                 double ridge, double relative, uintptr_t value, bool float64, uintptr_t pull_x,
+                 uintptr_t pull_y, int threads, const std::string& kernel) {
+    const vqkern::CpuKernels& kernels = require_kernels(kernel);
     py::gil_scoped_release release;
     const auto side = [](uintptr_t points, int64_t count, uintptr_t mean, uintptr_t covariance) {
         return vqkern::GaussianSide{pointer<const float>(points), count,
                                     pointer<const double>(mean), pointer<const double>(covariance)};
     };
-    return vqkern::gaussian_w2_product(
-        side(x, n, mean, covariance), side(y, k, mean_y, covariance_y), batch, dim,
-        pointer<double>(state), pointer<double>(product), threads, *kernels.moments);
-}
-
-void gaussian_w2_finish(uintptr_t values, uintptr_t vectors, uintptr_t state, double ridge,
-                        double relative, int64_t batch, int64_t dim, double by_covariance,
-                        double by_mean, uintptr_t value, uintptr_t pull) {
-    vqkern::gaussian_w2_finish(pointer<const double>(values), pointer<const double>(vectors),
-                               pointer<const double>(state), ridge, relative, batch, dim,
-                               by_covariance, by_mean, pointer<double>(value),
-                               pointer<double>(pull));
+    std::vector<double> values(batch);
+    const bool finite = vqkern::gaussian_w2(
+        side(x, n, mean_x, covariance_x), side(y, k, mean_y, covariance_y), batch, dim, ridge,
+        relative, values.data(), pointer<double>(pull_x), pointer<double>(pull_y), threads,
+        *kernels.moments);
+    if (float64) {
+        std::copy_n(values.data(), batch, pointer<double>(value));
+    } else {
+        std::copy_n(values.data(), batch, pointer<float>(value));
+    }
+    return finite;
 }
 
 using Address = uintptr_t;
@@ -260,18 +267,13 @@ PYBIND11_MODULE(_native, module) {
                py::arg("dim"), py::arg("count"), py::arg("mean"), py::arg("covariance"),
                py::arg("threads"), py::arg("kernel") = "");
     module.def("pull_back", &pull_back, py::arg("x"), py::arg("valid"), py::arg("batch"),
-               py::arg("n"), py::arg("dim"), py::arg("pull"), py::arg("factor"), py::arg("out"),
-               py::arg("threads"), py::arg("kernel") = "");
-    module.def("gaussian_w2_state", &vqkern::gaussian_w2_state, py::arg("batch"),
-               py::arg("dim"));
-    module.def("gaussian_w2_product", &gaussian_w2_product, py::arg("x"), py::arg("n"),
-               py::arg("mean_x"), py::arg("covariance_x"), py::arg("y"), py::arg("k"),
-               py::arg("mean_y"), py::arg("covariance_y"), py::arg("batch"), py::arg("dim"),
-               py::arg("state"), py::arg("product"), py::arg("threads"));
-    module.def("gaussian_w2_finish", &gaussian_w2_finish, py::arg("values"), py::arg("vectors"),
-               py::arg("state"), py::arg("ridge"), py::arg("relative"), py::arg("batch"),
-               py::arg("dim"), py::arg("by_covariance"), py::arg("by_mean"), py::arg("value"),
-               py::arg("pull"));
+               py::arg("n"), py::arg("dim"), py::arg("pull"), py::arg("factor"),
+               py::arg("float64"), py::arg("out"), py::arg("threads"), py::arg("kernel") = "");
+    module.def("gaussian_w2", &gaussian_w2, py::arg("x"), py::arg("n"), py::arg("mean_x"),
+               py::arg("covariance_x"), py::arg("y"), py::arg("k"), py::arg("mean_y"),
+               py::arg("covariance_y"), py::arg("batch"), py::arg("dim"), py::arg("ridge"),
+               py::arg("relative"), py::arg("value"), py::arg("float64"), py::arg("pull_x"),
+               py::arg("pull_y"), py::arg("threads"), py::arg("kernel") = "");
     module.def("first_outside", &first_outside, py::arg("index"), py::arg("n"), py::arg("low"),
                py::arg("high"));
     module.def("take_rows", &take_rows, py::arg("codes"), py::arg("index"), py::arg("n"),
@@ -312,5 +314,6 @@ PYBIND11_MODULE(_native, module) {
     module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("seconds") = 0.2,
                "GFLOP/s of float32 multiply-adds in registers.");
     module.attr("most_bandwidths") = vqkern::kMostBandwidths;
+    module.attr("most_rotated") = vqkern::kMostRotated;
     module.def("cpu_kernels", &cpu_kernels, "Kernels this CPU can run, fastest first.");
 }

@@ -112,27 +112,35 @@ def status(device: torch.device | str = "cpu") -> dict[str, Status]:
 
 
 def _status_of(name: str, where: torch.device) -> Status:
-    device = where.type
+    missing = _why_not(name, where)
+    if missing:
+        return Status(False, missing)
     if name == "torch":
         return Status(True, f"torch {torch.__version__}")
+    if name == "cpp":
+        return Status(True, _CPU_KERNELS)
+    interprets = name == "triton" and where.type != "cuda"
+    return Status(True, "interpreted on the CPU, for tests" if interprets else "")
+
+
+def _why_not(name: str, where: torch.device) -> str:
+    """Why a backend cannot run on a device; empty if it can."""
+    if name == "torch":
+        return ""
     if name == "cuda":
-        reason = _why_no_hopper(where)
-        return Status(not reason, reason)
+        return _why_no_hopper(where)
+    device = where.type
     if name == "cpp":
         if isinstance(_NATIVE, ImportError):
-            return Status(False, str(_NATIVE))
-        if device != "cpu":
-            return Status(False, f"it runs on CPU tensors, these are on {device}")
-        return Status(True, _CPU_KERNELS)
+            return str(_NATIVE)
+        return "" if device == "cpu" else f"it runs on CPU tensors, these are on {device}"
     if not _HAS_TRITON:
-        return Status(False, "triton is not installed (pip install triton)")
-    if device == "cuda":
-        return Status(True, "")
-    if triton_interprets():
-        return Status(True, "interpreted on the CPU, for tests")
+        return "triton is not installed (pip install triton)"
+    if device == "cuda" or triton_interprets():
+        return ""
     if torch.cuda.is_available():
-        return Status(False, f"it runs on CUDA tensors, these are on {device}")
-    return Status(False, "it needs an NVIDIA GPU and this machine has none that torch can see")
+        return f"it runs on CUDA tensors, these are on {device}"
+    return "it needs an NVIDIA GPU and this machine has none that torch can see"
 
 
 def choose(op: str, requested: str, device: torch.device, supports: Mapping[str, Support]) -> str:
@@ -153,7 +161,7 @@ def choose(op: str, requested: str, device: torch.device, supports: Mapping[str,
             # An interpreter is never what a user wants by default.
             if name not in supports or (name in _FOR_CUDA and device.type != "cuda"):
                 continue
-            if _status_of(name, device).available and supports[name]() is None:
+            if not _why_not(name, device) and supports[name]() is None:
                 return name
         raise BackendUnavailable(f"{op}: no backend supports this call on {device}")
     if requested not in BACKENDS:
@@ -166,9 +174,9 @@ def choose(op: str, requested: str, device: torch.device, supports: Mapping[str,
             f"{op}: backend={requested!r} does not implement it; "
             f"it has {', '.join(sorted(supports))} (backend='auto' chooses among them)"
         )
-    state = _status_of(requested, device)
-    if not state.available:
-        raise BackendUnavailable(f"{op}: backend={requested!r} cannot run here: {state.reason}")
+    missing = _why_not(requested, device)
+    if missing:
+        raise BackendUnavailable(f"{op}: backend={requested!r} cannot run here: {missing}")
     reason = supports[requested]()
     if reason is not None:
         raise BackendUnavailable(

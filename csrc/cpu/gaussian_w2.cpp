@@ -21,20 +21,9 @@ void multiply(const double* a, const double* b, int64_t dim, double* out) {
     }
 }
 
-// out = sum_k weight_k v_k v_k^T over the rows v of `rows`.
-void sum_of_squares(const double* weight, const double* rows, int64_t dim, double* out) {
-    std::fill_n(out, dim * dim, 0.0);
-    for (int64_t k = 0; k < dim; ++k) {
-        const double* row = rows + k * dim;
-        for (int64_t i = 0; i < dim; ++i) {
-            const double factor = weight[k] * row[i];
-            for (int64_t j = 0; j < dim; ++j) out[i * dim + j] += factor * row[j];
-        }
-    }
-}
-
 double inner(const double* a, const double* b, int64_t count) {
     double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < count; ++i) sum += a[i] * b[i];
     return sum;
 }
@@ -44,15 +33,6 @@ double trace(const double* a, int64_t dim) {
     for (int64_t i = 0; i < dim; ++i) sum += a[i * (dim + 1)];
     return sum;
 }
-
-// The parts of a state, each of all problems.
-template <class T>
-struct State {
-    State(T* state, int64_t batch, int64_t dim)
-        : mean_x(state), mean_y(mean_x + batch * dim), s1(mean_y + batch * dim),
-          s2(s1 + batch * dim * dim), factor(s2 + batch * dim * dim) {}
-    T *mean_x, *mean_y, *s1, *s2, *factor;
-};
 
 // G with matrix = G^T G, a row for each pivot of a Cholesky decomposition, zeros where there is none left. The
 // next pivot is the channel of which the greatest share is not explained yet: channels of any scale count
@@ -83,93 +63,129 @@ void factorise(const double* matrix, int64_t dim, double* out) {
     }
 }
 
-// out = left middle left^T
-void sandwich(const double* left, const double* middle, int64_t dim, double* out) {
-    std::vector<double> half(dim * dim);
-    multiply(left, middle, dim, half.data());
-    for (int64_t i = 0; i < dim; ++i) {
-        for (int64_t j = 0; j <= i; ++j) {
-            out[i * dim + j] = out[j * dim + i] = inner(half.data() + i * dim, left + j * dim, dim);
+// Means [batch][dim], covariances [batch][dim][dim] and factors G of them of one side.
+struct Fitted {
+    Fitted(const GaussianSide& side, int64_t batch, int64_t dim, int threads,
+           const MomentKernels& kernels)
+        : mean(batch * dim), covariance(batch * dim * dim), factor(batch * dim * dim) {
+        if (side.points == nullptr) {
+            std::copy_n(side.mean, batch * dim, mean.data());
+            std::copy_n(side.covariance, batch * dim * dim, covariance.data());
+            return;
+        }
+        std::vector<double> count(batch);
+        moments(side.points, nullptr, batch, side.count, dim, count.data(), mean.data(),
+                covariance.data(), threads, kernels);
+        by_covariance = 2.0 / static_cast<double>(side.count - 1);
+        by_mean = 1.0 / static_cast<double>(side.count);
+    }
+
+    bool finite() const {
+        return std::all_of(covariance.begin(), covariance.end(),
+                           [](double value) { return std::isfinite(value); });
+    }
+
+    std::vector<double> mean, covariance, factor;
+    double by_covariance = 1.0, by_mean = 1.0;  // from derivatives by moments to those that are asked for
+};
+
+// Rows [M_k | G_k] that were rotated until those on the left are orthogonal, each of two parts of `padded`
+// channels, and the squared lengths of those on the left.
+struct Rotated {
+    Rotated(const double* g1, const double* g2, int64_t dim, const MomentKernels& kernels)
+        : padded((dim + kernels.tile - 1) / kernels.tile * kernels.tile),
+          rows(2 * padded * (dim + dim % 2)), values(dim) {
+        double largest = 0.0;
+        for (int64_t i = 0; i < dim; ++i) {
+            for (int64_t j = 0; j < dim; ++j) {
+                left(i)[j] = inner(g1 + i * dim, g2 + j * dim, dim);
+                largest = std::max(largest, std::abs(left(i)[j]));
+            }
+            std::copy_n(g1 + i * dim, dim, right(i));
+        }
+        // Scaled by a power of two, squares of squares neither overflow nor vanish.
+        const int scale = largest > 0.0 ? std::ilogb(largest) : 0;
+        for (int64_t i = 0; i < dim; ++i) {
+            for (int64_t j = 0; j < dim; ++j) left(i)[j] = std::ldexp(left(i)[j], -scale);
+        }
+        kernels.orthogonalise(rows.data(), dim + dim % 2, padded, 2 * padded);
+        for (int64_t i = 0; i < dim; ++i) {
+            values[i] = std::ldexp(inner(left(i), left(i), dim), 2 * scale);
         }
     }
-}
 
-// Means and covariances of one side.
-void place(const GaussianSide& side, int64_t batch, int64_t dim, double* mean, double* covariance,
-           int threads, const MomentKernels& kernels) {
-    if (side.points == nullptr) {
-        std::copy_n(side.mean, batch * dim, mean);
-        std::copy_n(side.covariance, batch * dim * dim, covariance);
-        return;
+    double* left(int64_t i) { return rows.data() + i * 2 * padded; }
+    double* right(int64_t i) { return left(i) + padded; }
+
+    int64_t padded;
+    std::vector<double> rows, values;
+};
+
+// Problem b of a batch, as `y` sees it: its value, and its pull on y.
+double solve(const Fitted& x, const Fitted& y, int64_t b, int64_t dim, double ridge,
+             double relative, double* pull, const MomentKernels& kernels) {
+    const int64_t size = dim * dim;
+    const double *s1 = x.covariance.data() + b * size, *s2 = y.covariance.data() + b * size;
+    // C has the eigenvalues of M M^T for M = G1 G2^T, and with rotations R that make the rows of R M orthogonal,
+    // T = (R G1)^T (V + e I)^{-1/2} R G1 where V are their squared lengths.
+    Rotated rotated(x.factor.data() + b * size, y.factor.data() + b * size, dim, kernels);
+    const std::vector<double>& values = rotated.values;
+    std::vector<double> rest(size), weighted(size);
+    const double epsilon = ridge + relative * inner(s1, s2, size);
+    const double negligible = static_cast<double>(dim) * std::numeric_limits<double>::epsilon() *
+                              *std::max_element(values.begin(), values.end());
+    for (int64_t i = 0; i < dim; ++i) rest[i * (dim + 1)] = 1.0;  // to become I - T
+    double roots = 0.0, inverses = 0.0, missed = 0.0;
+    for (int64_t k = 0; k < dim; ++k) {
+        const double* row = rotated.right(k);
+        const double shifted = values[k] + epsilon;
+        const bool kept = epsilon > 0.0 || shifted > negligible;
+        const double inverse = kept ? 1.0 / std::sqrt(shifted) : 0.0;
+        roots += std::sqrt(shifted);
+        inverses += inverse;
+        missed += inner(row, row, dim) * (kept ? epsilon * inverse * inverse : 1.0);
+        for (int64_t i = 0; i < dim; ++i) {
+            const double share = inverse * row[i];
+            for (int64_t j = 0; j < dim; ++j) rest[i * dim + j] -= share * row[j];
+        }
     }
-    std::vector<double> count(batch);
-    moments(side.points, nullptr, batch, side.count, dim, count.data(), mean, covariance, threads,
-            kernels);
+    multiply(rest.data(), s2, dim, weighted.data());
+    const double codes = trace(s2, dim), total = trace(s1, dim) + codes;
+    const double direct = total - 2.0 * roots;
+    const double factored = inner(weighted.data(), rest.data(), size) + missed - 2.0 * epsilon * inverses;
+    const bool near = inner(rest.data(), rest.data(), size) * codes < total;
+    const double *mean_x = x.mean.data() + b * dim, *mean_y = y.mean.data() + b * dim;
+    double apart = 0.0;
+    for (int64_t i = 0; i < dim; ++i) {
+        const double difference = mean_y[i] - mean_x[i];
+        apart += difference * difference;
+        pull[size + i] = mean_y[i];
+        pull[size + dim + i] = y.by_mean * 2.0 * difference;
+    }
+    for (int64_t i = 0; i < size; ++i) {
+        pull[i] = y.by_covariance * (rest[i] - relative * inverses * s1[i]);
+    }
+    return apart + (near ? factored : direct);
 }
 
 }  // namespace
 
-bool gaussian_w2_product(const GaussianSide& x, const GaussianSide& y, int64_t batch, int64_t dim,
-                         double* state, double* product, int threads,
-                         const MomentKernels& kernels) {
+bool gaussian_w2(const GaussianSide& x, const GaussianSide& y, int64_t batch, int64_t dim,
+                 double ridge, double relative, double* value, double* pull_x, double* pull_y,
+                 int threads, const MomentKernels& kernels) {
     const int64_t size = dim * dim;
-    const State<double> all(state, batch, dim);
-    place(x, batch, dim, all.mean_x, all.s1, threads, kernels);
-    place(y, batch, dim, all.mean_y, all.s2, threads, kernels);
-    const auto finite = [](double value) { return std::isfinite(value); };
-    if (!std::all_of(all.s1, all.factor, finite)) return false;
+    Fitted of_x(x, batch, dim, threads, kernels), of_y(y, batch, dim, threads, kernels);
+    if (!of_x.finite() || !of_y.finite()) return false;
+#pragma omp parallel for num_threads(std::max(1, threads)) if (batch > 1)
     for (int64_t b = 0; b < batch; ++b) {
-        double* factor = all.factor + b * size;
-        factorise(all.s1 + b * size, dim, factor);
-        sandwich(factor, all.s2 + b * size, dim, product + b * size);
+        for (Fitted* side : {&of_x, &of_y}) {
+            factorise(side->covariance.data() + b * size, dim, side->factor.data() + b * size);
+        }
+        const int64_t at = b * (size + 2 * dim);
+        if (pull_x != nullptr) solve(of_y, of_x, b, dim, ridge, relative, pull_x + at, kernels);
+        value[b] = solve(of_x, of_y, b, dim, ridge, relative, pull_y + at, kernels);
     }
     return true;
-}
-
-void gaussian_w2_finish(const double* values, const double* vectors, const double* state,
-                        double ridge, double relative, int64_t batch, int64_t dim,
-                        double by_covariance, double by_mean, double* value, double* pull) {
-    const int64_t size = dim * dim;
-    const State<const double> all(state, batch, dim);
-    std::vector<double> inverse(dim), factor(size), transport(size), weighted(size);
-    for (int64_t b = 0; b < batch; ++b, values += dim, vectors += size, pull += size + 2 * dim) {
-        const double *s1 = all.s1 + b * size, *s2 = all.s2 + b * size;
-        const double *mean_x = all.mean_x + b * dim, *mean_y = all.mean_y + b * dim;
-        const double epsilon = ridge + relative * inner(s1, s2, size);
-        const double negligible = static_cast<double>(dim) *
-                                  std::numeric_limits<double>::epsilon() *
-                                  std::max(values[dim - 1], 0.0);
-        multiply(vectors, all.factor + b * size, dim, factor.data());
-        double roots = 0.0, inverses = 0.0, missed = 0.0;
-        for (int64_t k = 0; k < dim; ++k) {
-            const double shifted = std::max(values[k], 0.0) + epsilon;
-            const bool kept = epsilon > 0.0 || shifted > negligible;
-            const double reach = inner(factor.data() + k * dim, factor.data() + k * dim, dim);
-            inverse[k] = kept ? 1.0 / std::sqrt(shifted) : 0.0;
-            roots += std::sqrt(shifted);
-            inverses += inverse[k];
-            missed += reach * (kept ? epsilon * inverse[k] * inverse[k] : 1.0);
-        }
-        sum_of_squares(inverse.data(), factor.data(), dim, transport.data());
-        double* rest = transport.data();
-        for (int64_t i = 0; i < size; ++i) rest[i] = (i % (dim + 1) == 0 ? 1.0 : 0.0) - rest[i];
-        multiply(rest, s2, dim, weighted.data());
-        const double codes = trace(s2, dim), total = trace(s1, dim) + codes;
-        const double direct = total - 2.0 * roots;
-        const double factored =
-            inner(weighted.data(), rest, size) + missed - 2.0 * epsilon * inverses;
-        double apart = 0.0;
-        for (int64_t i = 0; i < dim; ++i) {
-            const double difference = mean_y[i] - mean_x[i];
-            apart += difference * difference;
-            pull[size + i] = mean_y[i];
-            pull[size + dim + i] = by_mean * 2.0 * difference;
-        }
-        value[b] = apart + (inner(rest, rest, size) * codes < total ? factored : direct);
-        for (int64_t i = 0; i < size; ++i) {
-            pull[i] = by_covariance * (rest[i] - relative * inverses * s1[i]);
-        }
-    }
 }
 
 }  // namespace vqkern

@@ -1,5 +1,5 @@
-// gaussian_w2 but for its two passes over points and its eigendecomposition, for few channels: there a call
-// per operation of a framework costs more than the operations. See reference.py.
+// gaussian_w2 but for its pass back over the points, for few channels: there a call per operation of a framework
+// costs more than the operations. See reference.py.
 #pragma once
 
 #include <cstdint>
@@ -17,21 +17,12 @@ struct GaussianSide {
     const double* covariance;
 };
 
-// Doubles between the calls: both means, both covariances and a factor G of the first, S1 = G^T G.
-constexpr int64_t gaussian_w2_state(int64_t batch, int64_t dim) {
-    return batch * dim * (2 + 3 * dim);
-}
-
-// state [gaussian_w2_state(batch, dim)], and product [batch][dim][dim] = G S2 G^T, which has the eigenvalues of
-// S1^{1/2} S2 S1^{1/2}. False, and no product, if a covariance is not finite.
-bool gaussian_w2_product(const GaussianSide& x, const GaussianSide& y, int64_t batch, int64_t dim,
-                         double* state, double* product, int threads, const MomentKernels& kernels);
-
-// Value [batch] and `pull` [batch][dim + 2][dim], its derivative with respect to the codes' covariance times
-// `by_covariance`, their mean, and the derivative with respect to that times `by_mean`; from the eigenvalues
-// [batch][dim], ascending, and eigenvectors (rows) of the product. The ridge is `ridge` + `relative` tr(C).
-void gaussian_w2_finish(const double* values, const double* vectors, const double* state,
-                        double ridge, double relative, int64_t batch, int64_t dim,
-                        double by_covariance, double by_mean, double* value, double* pull);
+// Value [batch] of the squared distance and the pulls [batch][dim + 2][dim] on x, where that is not null, and on
+// y: a matrix, the side's mean and an offset, which map points of the side to their gradients; for a side given by
+// moments, the derivatives by covariance and mean. The ridge is `ridge` + `relative` tr(C). False, and nothing else,
+// if a covariance is not finite.
+bool gaussian_w2(const GaussianSide& x, const GaussianSide& y, int64_t batch, int64_t dim,
+                 double ridge, double relative, double* value, double* pull_x, double* pull_y,
+                 int threads, const MomentKernels& kernels);
 
 }  // namespace vqkern

@@ -159,6 +159,7 @@ inline Wide widen(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
 inline void narrow(float* p, Wide v) { _mm_storeu_ps(p, _mm256_cvtpd_ps(v)); }
 
 #include "moment_passes.inc"
+#include "rotations.inc"
 #include "squared_distance.inc"
 
 #include "cells.inc"
@@ -173,7 +174,7 @@ const CellKernels kCellsAvx2 = {
     meet_cells};
 const FmaLoop kFmaLoopAvx2 = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsAvx2 = {pairs<false>, pairs<true>, wide::pairs<false>};
-const MomentKernels kMomentsAvx2 = {kWideTile, add_rows, map_rows};
+const MomentKernels kMomentsAvx2 = {kWideTile, add_rows, map_rows, orthogonalise};
 const SquaredDistance kSquaredDistanceAvx2 = squared_distance;
 
 }  // namespace vqkern

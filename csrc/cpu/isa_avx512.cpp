@@ -132,6 +132,7 @@ inline Wide widen(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); 
 inline void narrow(float* p, Wide v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps(v)); }
 
 #include "moment_passes.inc"
+#include "rotations.inc"
 #include "squared_distance.inc"
 
 // float32 keeps its values; their one rounding is part of the screen's error.
@@ -162,7 +163,7 @@ const CellKernels kCellsAvx512 = {
     meet_cells};
 const FmaLoop kFmaLoopAvx512 = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsAvx512 = {pairs<false>, pairs<true>, wide::pairs<false>};
-const MomentKernels kMomentsAvx512 = {kWideTile, add_rows, map_rows};
+const MomentKernels kMomentsAvx512 = {kWideTile, add_rows, map_rows, orthogonalise};
 const SquaredDistance kSquaredDistanceAvx512 = squared_distance;
 
 }  // namespace vqkern

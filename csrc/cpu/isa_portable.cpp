@@ -158,6 +158,7 @@ inline void narrow(float* p, Wide v) {
 }
 
 #include "moment_passes.inc"
+#include "rotations.inc"
 #include "squared_distance.inc"
 
 #include "cells.inc"
@@ -172,7 +173,7 @@ const CellKernels kCellsPortable = {
     meet_cells};
 const FmaLoop kFmaLoopPortable = {2 * kChains * kLanes, fma_rounds};
 const KernelSumKernels kKernelSumsPortable = {pairs<false>, pairs<true>, wide::pairs<false>};
-const MomentKernels kMomentsPortable = {kWideTile, add_rows, map_rows};
+const MomentKernels kMomentsPortable = {kWideTile, add_rows, map_rows, orthogonalise};
 const SquaredDistance kSquaredDistancePortable = squared_distance;
 
 }  // namespace vqkern

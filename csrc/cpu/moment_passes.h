@@ -1,4 +1,4 @@
-// The two passes over points that Gaussian operations need, in float64.
+// What Gaussian operations need in float64: the two passes over points, and rotations.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,9 @@ namespace vqkern {
 
 // Rows of a block: a block of 64 channels fits the first-level cache.
 constexpr int64_t kBlockRows = 64;
+
+// At most so many rows are rotated.
+constexpr int64_t kMostRotated = 32;
 
 // Points are rows of `dim` floats; what is float64 has `padded` channels, a whole number of tiles, zero beyond
 // `dim`. `block` has kBlockRows rows to work in.
@@ -22,6 +25,12 @@ struct MomentKernels {
     // [padded].
     void (*map)(const float* rows, int64_t count, int64_t dim, int64_t padded, const double* shift,
                 const double* matrix, const double* offset, double* block, float* out);
+
+    // Rotates `count` rows [width], an even number, until their first `left` channels are orthogonal (one-sided
+    // Jacobi, Hestenes 1958); left and width are whole numbers of tiles. Rows of any length keep all their
+    // digits, where the eigenvalues of a product of matrices would lose those below the rounding of the largest.
+    // Squares of lengths, and their products, must be in a double's range where they are to count.
+    void (*orthogonalise)(double* rows, int64_t count, int64_t left, int64_t width);
 };
 
 extern const MomentKernels kMomentsPortable;

@@ -77,6 +77,21 @@ MUTANTS = [
         "channels that are explained already are divided by what rounding left of them",
     ),
     Mutant(
+        "w2-unscaled", "alignment", CPU + "gaussian_w2.cpp",
+        "largest > 0.0 ? std::ilogb(largest) : 0;", "0;",
+        "products of squared lengths leave a double's range",
+    ),
+    Mutant(
+        "rotations-end-early", "alignment", CPU + "rotations.inc",
+        "__builtin_fabs(common) > negligible *", "__builtin_fabs(common) > 1e-7 *",
+        "rows that are orthogonal to seven digits are left so",
+    ),
+    Mutant(
+        "last-row-unrotated", "alignment", CPU + "rotations.inc",
+        "for (int64_t pair = 0; pair", "for (int64_t pair = 1; pair",
+        "the last row never meets another",
+    ),
+    Mutant(
         "zero-is-a-one", "rows", CPU + "bits.cpp",
         "row[m] > 0.0f", "row[m] >= 0.0f",
         "a channel of zero gets the bit of a positive one",

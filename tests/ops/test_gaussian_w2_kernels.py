@@ -104,6 +104,39 @@ def test_any_factor_of_the_features_covariance_will_do(features, d):
 
 
 @needs_native
+@pytest.mark.parametrize("d", [1, 2, 3, 7, 8, 15, 16, 17, 31, 32])
+@pytest.mark.parametrize("kernel", CPU_KERNELS)
+def test_rotations_of_every_cpu_kernel(kernel, d):
+    """Of a batch, one problem with repeated eigenvalues."""
+    ones = torch.ones(d, dtype=torch.float64)
+    s1 = torch.cat([covariance(d, 2 * d, ones), torch.eye(d, dtype=torch.float64)[None]])
+    s2 = torch.cat([covariance(d, 3 * d, ones), 4 * torch.eye(d, dtype=torch.float64)[None]])
+    m_x, m_y = torch.randn(2, 2, d, dtype=torch.float64)
+    value, pull_x, pull_y = native._solve((m_x, s1), (m_y, s2), None, True, True, kernel)
+    want = reference.value_and_gradients((m_x, m_y), (s1, s2), None, True)
+    torch.testing.assert_close(value, want.value, rtol=1e-11, atol=0)
+    for pull, matrix, mean, sign in (
+        (pull_x, want.features, m_x, -1),
+        (pull_y, want.codes, m_y, 1),
+    ):
+        assert relative_error(pull[:, :-2], matrix) < 1e-9
+        assert torch.equal(pull[:, -2], mean) and torch.equal(pull[:, -1], sign * want.mean)
+
+
+@needs_native
+@pytest.mark.parametrize("exponent", [-400, 400])
+def test_covariances_of_any_size(exponent):
+    """Their squares' squares are in no double's range; scaled by a power of two, nothing rounds."""
+    mean = torch.zeros(1, 9, dtype=torch.float64)
+    s1, s2 = (covariance(9, 20, torch.ones(9, dtype=torch.float64)) for _ in range(2))
+    value, _, pull = native._solve((mean, s1), (mean, s2), None, False, True)
+    scale = 2.0**exponent
+    sides = (mean, s1 * scale), (mean, s2 * scale)
+    scaled, _, same = native._solve(*sides, None, False, True)
+    assert torch.equal(scaled, value * scale) and torch.equal(same, pull)
+
+
+@needs_native
 @pytest.mark.parametrize("d", [4, 8, 16])
 def test_both_gradients_are_as_good_as_one(d):
     """In channels of very different scale, the other way round in either set."""

@@ -16,38 +16,40 @@ from torch.autograd import forward_ad
 from torch.library import CustomOpDef
 from torch.nn import Parameter
 
+# Found once: every call asks, and each step from module to module costs as much as the question.
+_is_compiling = torch.compiler.is_compiling
+_transforms_active = torch._C._are_functorch_transforms_active
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+_is_batch = torch._C._functorch.is_legacy_batchedtensor
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_is_traced = torch._C._get_tracing_state
+
 
 def is_ordinary(*tensors: Tensor) -> bool:
     """Whether nothing watches operators on these tensors but autograd, backwards, and no mode, as
     that of a default device, says what a new tensor is; and whether the tensors are their memory:
     neither negated, nor all zeros without any, nor a batch (of `is_grads_batched`).
     """
-    return (
-        not torch.compiler.is_compiling()
-        and not is_transformed(*tensors)
-        and all(
-            type(t) in (Tensor, Parameter)
-            and not t.is_neg()
-            and not t._is_zerotensor()
-            and not torch._C._functorch.is_legacy_batchedtensor(t)
-            for t in tensors
-        )
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._len_torch_function_stack()
-        and not torch._C._get_tracing_state()
-    )
+    if _is_compiling() or is_transformed(*tensors):
+        return False
+    for t in tensors:
+        kind = type(t)
+        if kind is not Tensor and kind is not Parameter:
+            return False
+        if t.is_neg() or t._is_zerotensor() or _is_batch(t):
+            return False
+    return not (_dispatch_modes() or _function_modes() or _is_traced())
 
 
 def is_transformed(*tensors: Tensor) -> bool:
     """Whether torch.func transforms what runs here, or has, as tensors that it wrapped show; or
     forward mode is on.
     """
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if _transforms_active() or forward_ad._current_level >= 0:
         return True
     # torch.compile cannot look at wrapped tensors, and has none outside of a transformation.
-    return not torch.compiler.is_compiling() and any(
-        map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)
-    )
+    return not _is_compiling() and any(map(_is_wrapped, tensors))
 
 
 def needs_grad(tensor: Tensor) -> bool:
@@ -141,11 +143,18 @@ def direct(
         def backward(ctx, *grads):
             return backward(ctx, *grads)
 
+    apply = apply_ordinary(Direct)
+
     def call(*inputs):
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         if not is_ordinary(*tensors):
             return watched(*inputs)
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        return Direct.apply(*inputs) if wanted else function(*inputs)
+        return apply(*inputs) if wanted else function(*inputs)
 
     return call
+
+
+def apply_ordinary(function: type[torch.autograd.Function]) -> Callable:
+    """`function.apply` for ordinary tensors, of which torch.func has left nothing."""
+    return super(torch.autograd.Function, function).apply

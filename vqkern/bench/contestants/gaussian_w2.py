@@ -11,23 +11,27 @@ from ..cases import Case
 from .base import Call, Contestant, Output, backend_note, not_twice
 
 
-def _value_and_gradient(loss: Callable[[Tensor], Tensor], y: Tensor) -> Output:
-    with torch.enable_grad():
-        leaf = y.detach().requires_grad_()
-        value = loss(leaf)
-        return value.detach(), torch.autograd.grad(value, leaf)[0]
+def _value_and_gradient(loss: Callable[[Tensor], Tensor], y: Tensor) -> Call:
+    leaf = y.detach().requires_grad_()
+
+    def call() -> Output:
+        with torch.enable_grad():
+            value = loss(leaf)
+        return value.detach(), *torch.autograd.grad(value, leaf)
+
+    return call
 
 
 def _auto(case: Case, x: Tensor, y: Tensor) -> Call:
     from ... import gaussian_w2
 
-    return lambda: _value_and_gradient(lambda leaf: gaussian_w2(x, leaf), y)
+    return _value_and_gradient(lambda leaf: gaussian_w2(x, leaf), y)
 
 
 def _reference(case: Case, x: Tensor, y: Tensor) -> Call:
     from ... import gaussian_w2
 
-    return lambda: _value_and_gradient(lambda leaf: gaussian_w2(x, leaf, backend="torch"), y)
+    return _value_and_gradient(lambda leaf: gaussian_w2(x, leaf, backend="torch"), y)
 
 
 def _eigh_root(matrix: Tensor) -> Tensor:
@@ -46,7 +50,7 @@ def _autograd(dtype: torch.dtype, x: Tensor, y: Tensor) -> Call:
         apart = (a.mean(0) - b.mean(0)).square().sum()
         return apart + s1.trace() + s2.trace() - 2 * cross
 
-    return lambda: _value_and_gradient(loss, y)
+    return _value_and_gradient(loss, y)
 
 
 def _autograd_float32(case: Case, x: Tensor, y: Tensor) -> Call:
@@ -85,7 +89,7 @@ def _pot(case: Case, x: Tensor, y: Tensor) -> Call:
         fitted = a.mean(0), b.mean(0), a.T.cov(), b.T.cov()
         return ot.gaussian.bures_wasserstein_distance(*fitted) ** 2
 
-    return lambda: _value_and_gradient(loss, y)
+    return _value_and_gradient(loss, y)
 
 
 GAUSSIAN_W2 = (

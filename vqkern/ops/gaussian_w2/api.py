@@ -60,28 +60,20 @@ def gaussian_w2(
         is then right to 1e-3, and that of others to float32. A point that is not finite gives NaN,
         and NaN gradients.
     """
-    for name, points in (("x", x), ("y", y)):
-        if isinstance(points, Moments):
-            _require_moments("gaussian_w2", name, points)
-        else:
-            require_points("gaussian_w2", name, points)
-            _require_two("gaussian_w2", name, points)
-    mean_x, mean_y = (_mean_shape(points) for points in (x, y))
+    (mean_x, device_x, dtype_x), (mean_y, device_y, dtype_y) = _side("x", x), _side("y", y)
     if mean_x != mean_y:
         raise ValueError(
             "gaussian_w2: x and y must have the same D and the same leading dimensions, got means "
             f"of shape {list(mean_x)} and {list(mean_y)}"
         )
-    if _device(x) != _device(y):
+    if device_x != device_y:
         raise ValueError(
-            f"gaussian_w2: x is on {_device(x)} but y is on {_device(y)}; both must be on one "
-            "device"
+            f"gaussian_w2: x is on {device_x} but y is on {device_y}; both must be on one device"
         )
     _require_ridge("gaussian_w2", ridge)
-    tensors = [points for points in (x, y) if not isinstance(points, Moments)]
-    chosen = choose_backend("gaussian_w2", backend, _device(y), *tensors)
-    double = not tensors or common_dtype(*tensors) == torch.float64
-    return _distance(x, y, ridge, double, chosen)
+    float64 = torch.float64 in (dtype_x, dtype_y)
+    chosen = choose_backend("gaussian_w2", backend, device_y, float64)
+    return _distance(x, y, ridge, float64 or dtype_x is dtype_y is None, chosen)
 
 
 def prior_w2(y: Tensor, *, ridge: float | None = None, backend: str = "auto") -> Tensor:
@@ -105,15 +97,15 @@ def prior_w2(y: Tensor, *, ridge: float | None = None, backend: str = "auto") ->
     Numerics:
         As `gaussian_w2`.
     """
-    require_points("prior_w2", "y", y)
     _require_two("prior_w2", "y", y)
     _require_ridge("prior_w2", ridge)
-    chosen = choose_backend("prior_w2", backend, y.device, y)
-    d = y.shape[-1]
-    mean = torch.zeros(_mean_shape(y), dtype=torch.float64, device=y.device)
+    double = y.dtype == torch.float64
+    chosen = choose_backend("prior_w2", backend, y.device, double)
+    *lead, _, d = y.shape
+    mean = torch.zeros(*lead, d, dtype=torch.float64, device=y.device)
     identity = torch.eye(d, dtype=torch.float64, device=y.device).expand(*mean.shape, d)
     normal = Moments(mean.new_empty(0), mean, identity)
-    return of_points(normal, y, ridge, y.dtype == torch.float64, chosen) - d
+    return of_points(normal, y, ridge, double, chosen) - d
 
 
 class CovarianceSqrt(NamedTuple):
@@ -142,9 +134,9 @@ def covariance_sqrt(y: Tensor) -> CovarianceSqrt:
     Numerics:
         Float64 inside, root by eigh. A point that is not finite gives NaN.
     """
-    require_points("covariance_sqrt", "y", y)
     _require_two("covariance_sqrt", "y", y)
-    of = moments_by(y, None, choose_backend("covariance_sqrt", "auto", y.device, y))
+    double = y.dtype == torch.float64
+    of = moments_by(y, None, choose_backend("covariance_sqrt", "auto", y.device, double))
     *lead, d, _ = of.covariance.shape
     root, _, _ = _square_root(of.covariance.reshape(-1, d, d))
     dtype = common_dtype(y)
@@ -154,6 +146,7 @@ def covariance_sqrt(y: Tensor) -> CovarianceSqrt:
 
 
 def _require_two(op: str, name: str, points: Tensor) -> None:
+    require_points(op, name, points)
     if points.shape[-2] < 2:
         raise ValueError(
             f"{op}: {name} must hold at least 2 points, for a covariance; got {points.shape[-2]}"
@@ -169,14 +162,16 @@ def _require_ridge(op: str, ridge: float | None) -> None:
         raise ValueError(f"{op}: ridge must be finite and at least 0, got {ridge}")
 
 
-def _device(points: Tensor | Moments) -> torch.device:
-    return points.mean.device if isinstance(points, Moments) else points.device
-
-
-def _mean_shape(points: Tensor | Moments) -> torch.Size:
+def _side(
+    name: str, points: Tensor | Moments
+) -> tuple[tuple[int, ...], torch.device, torch.dtype | None]:
+    """The shape of a checked side's mean, its device, and the points' dtype, None for moments."""
     if isinstance(points, Moments):
-        return points.mean.shape
-    return points.shape[:-2] + points.shape[-1:]
+        _require_moments("gaussian_w2", name, points)
+        return tuple(points.mean.shape), points.mean.device, None
+    _require_two("gaussian_w2", name, points)
+    *lead, _, d = points.shape
+    return (*lead, d), points.device, points.dtype
 
 
 def _require_moments(op: str, name: str, x: Moments) -> None:

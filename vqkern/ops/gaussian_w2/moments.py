@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 from typing import NamedTuple
 
@@ -57,7 +58,9 @@ def moments(x: Tensor, valid: Tensor | None = None, *, backend: str = "auto") ->
                 f"moments: valid must have shape {list(x.shape[:-1])}, got {list(valid.shape)}"
             )
         require_same_device("moments", x=x, valid=valid)
-    return moments_by(x, valid, choose_backend("moments", backend, x.device, x))
+    return moments_by(
+        x, valid, choose_backend("moments", backend, x.device, x.dtype == torch.float64)
+    )
 
 
 def merge(first: Moments, second: Moments) -> Moments:
@@ -88,20 +91,17 @@ def require_points(op: str, name: str, x: Tensor) -> None:
         )
 
 
-def choose_backend(op: str, backend: str, device: torch.device, *points: Tensor) -> str:
-    """The backend that passes over these points on `device`."""
+def _never_float64() -> str:
+    return "float64 inputs run on backend='torch' only"
 
-    def kernel_support() -> str | None:
-        if any(p.dtype == torch.float64 for p in points):
-            return "float64 inputs run on backend='torch' only"
-        return None
 
-    return backends.choose(
-        op,
-        backend,
-        device,
-        {"torch": backends.always, "cpp": kernel_support, "triton": kernel_support},
-    )
+_ALL = dict.fromkeys(("torch", "cpp", "triton"), backends.always)
+_OF_FLOAT64 = _ALL | dict.fromkeys(("cpp", "triton"), _never_float64)
+
+
+def choose_backend(op: str, backend: str, device: torch.device, float64: bool) -> str:
+    """The backend that passes over points on `device`, some of which may be `float64`."""
+    return backends.choose(op, backend, device, _OF_FLOAT64 if float64 else _ALL)
 
 
 def moments_by(x: Tensor, valid: Tensor | None, backend: str) -> Moments:
@@ -115,6 +115,7 @@ def moments_by(x: Tensor, valid: Tensor | None, backend: str) -> Moments:
     return Moments(count.reshape(lead), mean.reshape(*lead, d), covariance.reshape(*lead, d, d))
 
 
+@functools.cache
 def passes(backend: str) -> ModuleType:
     """The module of a backend, with the functions `moments`, `pull_back`, `value_and_gradients`,
     `value_and_pulls` and `map_points` of reference.py."""

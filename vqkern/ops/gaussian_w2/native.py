@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ... import backend as backends
 from . import reference
-
-# Above, matrix products of a library outrun the loops of csrc/cpu/gaussian_w2.cpp.
-_MOST_CHANNELS = 32
 
 
 def _address(valid: Tensor | None) -> int:
@@ -18,7 +17,7 @@ def _address(valid: Tensor | None) -> int:
 
 def moments(x: Tensor, valid: Tensor | None, kernel: str = "") -> tuple[Tensor, Tensor, Tensor]:
     """Count [B], mean [B, D] and covariance [B, D, D], float64, of x [B, N, D] up to float32."""
-    x = x.detach().float().contiguous()
+    x = _floats(x)
     valid = None if valid is None else valid.contiguous()
     b, n, d = x.shape
     count = torch.empty(b, dtype=torch.float64)
@@ -49,29 +48,33 @@ def pull_back(
 ) -> Tensor:
     """matrix (x_k - mean) + offset, float32 [B, N, D], 0 where not valid; the rest float64."""
     pull = torch.cat([matrix, mean[:, None], offset[:, None]], 1)
-    return _pulled(x, valid, pull, torch.ones(len(x), dtype=torch.float64), kernel)
+    return _pulled(x.float(), valid, pull, torch.ones(len(x), dtype=torch.float64), kernel)
 
 
 def _pulled(
     x: Tensor, valid: Tensor | None, pull: Tensor, factor: Tensor, kernel: str = ""
 ) -> Tensor:
-    x = x.detach().float().contiguous()
+    """factor (matrix (x_k - mean) + offset) of points [..., N, D], in their dtype; `factor` [...]
+    is float32 or float64."""
+    points = _floats(x)
     valid = None if valid is None else valid.contiguous()
-    result = torch.empty_like(x)
-    b, n, d = x.shape
+    pull = pull.contiguous()
+    result = torch.empty_like(points)
+    *lead, n, d = points.shape
     backends.native().pull_back(
-        x.data_ptr(),
+        points.data_ptr(),
         _address(valid),
-        b,
+        math.prod(lead),
         n,
         d,
         pull.data_ptr(),
         factor.data_ptr(),
+        factor.dtype == torch.float64,
         result.data_ptr(),
         torch.get_num_threads(),
         kernel,
     )
-    return result
+    return result if result.dtype == x.dtype else result.to(x.dtype)
 
 
 def value_and_gradients(
@@ -80,16 +83,13 @@ def value_and_gradients(
     ridge: float | None,
     to_features: bool,
 ) -> reference.Gradients:
-    """`reference.value_and_gradients` on the CPU, with few calls where there are few channels."""
-    x, y = zip(means, covariances, strict=True)
-    found = _solve(x, y, ridge, 1.0, 1.0)
+    """`reference.value_and_gradients` on the CPU, in one call where there are few channels."""
+    found = _solve(*zip(means, covariances, strict=True), ridge, to_features, True)
     if found is None:
         return reference.value_and_gradients(means, covariances, ridge, to_features)
-    value, pull = found
-    features = None
-    if to_features:  # the other way round, from what is as finite as it was
-        features = _solve(y, x, ridge, 1.0, 1.0)[1][:, :-2].clone()
-    return reference.Gradients(value, pull[:, -1].clone(), features, pull[:, :-2].clone())
+    value, pull_x, pull_y = found
+    features = None if pull_x is None else pull_x[:, :-2].clone()
+    return reference.Gradients(value, pull_y[:, -1].clone(), features, pull_y[:, :-2].clone())
 
 
 def value_and_pulls(
@@ -100,77 +100,69 @@ def value_and_pulls(
     double: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """As `reference.value_and_pulls`."""
-    n = y.shape[1]
-    found = None if x_grad else _solve(features, y, ridge, 2 / (n - 1), 1 / n)
+    found = _solve(features, y, ridge, x_grad, double)
     if found is None:
         return reference.value_and_pulls(
             features, y, ridge, x_grad, double, moments, value_and_gradients
         )
-    value, pull = found
-    return value if double else value.float(), None, pull
+    return found
 
 
-_Side = Tensor | tuple[Tensor, Tensor]  # points [B, N, D], or mean [B, D] and covariance [B, D, D]
+# Points [..., N, D], or mean [..., D] and covariance [..., D, D].
+_Side = Tensor | tuple[Tensor, Tensor]
 
 
 def _solve(
-    x: _Side, y: _Side, ridge: float | None, by_covariance: float, by_mean: float
-) -> tuple[Tensor, Tensor] | None:
-    """The value [B] and [B, D + 2, D]: its derivative by S2, times a factor, m_y, and that by m_y,
-    times a factor. None where there are many channels, or covariances that are not finite: the
-    reference knows how to tell problems of a batch apart."""
-    *_, d = shape = (y if isinstance(y, Tensor) else y[0]).shape
-    if d > _MOST_CHANNELS:
-        return None
-    b = shape[0]
+    x: _Side, y: _Side, ridge: float | None, x_grad: bool, double: bool, kernel: str = ""
+) -> tuple[Tensor, Tensor | None, Tensor] | None:
+    """The value [...] and pulls [B, D + 2, D] on x, if asked for, and y; of given moments, the
+    derivatives by covariance, D rows, and mean, the last. None where there are many channels, or
+    covariances that are not finite: the reference knows how to tell problems of a batch apart."""
+    *lead, _, d = (y if isinstance(y, Tensor) else y[1]).shape
     kernels = backends.native()
+    if d > kernels.most_rotated:  # matrix products of a library are faster there
+        return None
+    b = math.prod(lead)
     # What the addresses are of must live until the call has returned.
     held_x, held_y = _held(x), _held(y)
-    state = torch.empty(kernels.gaussian_w2_state(b, d), dtype=torch.float64)
-    product = torch.empty(b, d, d, dtype=torch.float64)
-    finite = kernels.gaussian_w2_product(
+    value = torch.empty(lead, dtype=torch.float64 if double else torch.float32)
+    pull_y = torch.empty(b, d + 2, d, dtype=torch.float64)
+    pull_x = torch.empty_like(pull_y) if x_grad else None
+    finite = kernels.gaussian_w2(
         *_side(held_x),
         *_side(held_y),
         b,
         d,
-        state.data_ptr(),
-        product.data_ptr(),
-        torch.get_num_threads(),
-    )
-    if not finite:
-        return None
-    values, vectors = torch.linalg.eigh(product)
-    rows = vectors.mT.contiguous()
-    value = torch.empty(b, dtype=torch.float64)
-    pull = torch.empty(b, d + 2, d, dtype=torch.float64)
-    kernels.gaussian_w2_finish(
-        values.data_ptr(),
-        rows.data_ptr(),
-        state.data_ptr(),
         0.0 if ridge is None else ridge,
         reference.RELATIVE_RIDGE / d if ridge is None else 0.0,
-        b,
-        d,
-        by_covariance,
-        by_mean,
         value.data_ptr(),
-        pull.data_ptr(),
+        double,
+        0 if pull_x is None else pull_x.data_ptr(),
+        pull_y.data_ptr(),
+        torch.get_num_threads(),
+        kernel,
     )
-    return value, pull
+    return (value, pull_x, pull_y) if finite else None
 
 
 def _held(side: _Side) -> _Side:
     """A side as the kernels read it: float32 points or float64 moments, contiguous."""
     if isinstance(side, Tensor):
-        return side.detach().float().contiguous()
+        return _floats(side)
     mean, covariance = side
     return mean.contiguous(), covariance.contiguous()
+
+
+def _floats(points: Tensor) -> Tensor:
+    if points.dtype == torch.float32 and points.is_contiguous():
+        return points
+    return points.detach().float().contiguous()
 
 
 def _side(held: _Side) -> tuple[int, int, int, int]:
     """Addresses and number of points, as kernels take a side."""
     if isinstance(held, Tensor):
-        return held.data_ptr(), held.shape[1], 0, 0
+        return held.data_ptr(), held.shape[-2], 0, 0
     mean, covariance = held
     return 0, 0, mean.data_ptr(), covariance.data_ptr()
 
@@ -181,8 +173,8 @@ def map_points(
     grad: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
     """As `reference.map_points`."""
-    factor = grad.double().contiguous()
+    factor = grad.contiguous()
     return tuple(
-        None if p is None else _pulled(p, None, pull.contiguous(), factor).to(p.dtype)
+        None if p is None else _pulled(p, None, pull, factor)
         for p, pull in zip(points, pulls, strict=True)
     )

@@ -9,23 +9,11 @@ torch.compile does, sees the operators.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from ..direct import is_ordinary, needs_grad, transformable
+from ..direct import apply_ordinary, is_ordinary, needs_grad, transformable
 from .moments import Moments, passes
-
-
-class _How(NamedTuple):
-    """What a call is given but for its points. `features` are moments in place of points x."""
-
-    features: tuple[Tensor, Tensor] | None
-    ridge: float | None
-    x_grad: bool
-    double: bool
-    backend: str
 
 
 def of_points(
@@ -33,65 +21,54 @@ def of_points(
 ) -> Tensor:
     """The distance [...] of points x [..., N, D], or moments that need no gradient, to y [..., K,
     D]."""
+    grad = torch.is_grad_enabled()
     if isinstance(x, Moments):
-        how = _How((x.mean, x.covariance), ridge, False, double, backend)
-        if is_ordinary(x.mean, x.covariance, y):
-            return _OfPoints.apply(None, y, how)
-        return _of_points(None, *how.features, y, *how[1:])[0]
-    how = _How(None, ridge, torch.is_grad_enabled() and needs_grad(x), double, backend)
-    if is_ordinary(x, y):
-        return _OfPoints.apply(x, y, how)
-    return _of_points(x, None, None, y, *how[1:])[0]
-
-
-def _flat(t: Tensor, dimensions: int) -> Tensor:
-    if t.dim() == dimensions + 1:
-        return t
-    return t.reshape(-1, *t.shape[t.dim() - dimensions :])
-
-
-def _forward(x: Tensor | None, y: Tensor, how: _How) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The value [...] and the pulls of x, if asked for, and y."""
-    if x is None:
-        mean, covariance = how.features
-        features = _flat(mean, 1), _flat(covariance, 2)
+        _, mean, covariance = x
+        x, watched = None, (mean, covariance, y)
     else:
-        features = _flat(x, 2)
-    value, pull_x, pull_y = passes(how.backend).value_and_pulls(
-        features, _flat(y, 2), how.ridge, how.x_grad, how.double
-    )
-    return value.view(y.shape[:-2]), pull_x, pull_y
+        mean = covariance = None
+        watched = x, y
+    if is_ordinary(*watched):
+        x_grad = grad and x is not None and x.requires_grad
+        return _apply(x, mean, covariance, y, ridge, x_grad, double, backend)
+    x_grad = grad and x is not None and needs_grad(x)
+    return _of_points(x, mean, covariance, y, ridge, x_grad, double, backend)[0]
+
+
+def _forward(
+    x: Tensor | None,
+    mean: Tensor | None,
+    covariance: Tensor | None,
+    y: Tensor,
+    ridge: float | None,
+    x_grad: bool,
+    double: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The value [...] and the pulls of x, if asked for, and y."""
+    features = (mean, covariance) if x is None else x
+    return passes(backend).value_and_pulls(features, y, ridge, x_grad, double)
 
 
 _Two = tuple[Tensor | None, Tensor | None]
 
 
-def _pull(
-    grad: Tensor,
-    x: Tensor | None,
-    y: Tensor | None,
-    pull_x: Tensor | None,
-    pull_y: Tensor | None,
-    backend: str,
-) -> _Two:
-    """The gradients of the sets that are not None."""
-    points = None if x is None else _flat(x, 2), None if y is None else _flat(y, 2)
-    to_x, to_y = passes(backend).map_points(points, (pull_x, pull_y), grad.reshape(-1))
-    return None if x is None else to_x.view(x.shape), None if y is None else to_y.view(y.shape)
-
-
 class _OfPoints(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, y, how):
-        value, pull_x, pull_y = _forward(x, y, how)
-        ctx.backend = how.backend
-        features = how.features or (None, None)
-        ctx.save_for_backward(x if how.x_grad else None, *features, y, pull_x, pull_y)
+    def forward(ctx, x, mean, covariance, y, ridge, x_grad, double, backend):
+        value, *pulls = _forward(x, mean, covariance, y, ridge, x_grad, double, backend)
+        ctx.backend = backend
+        ctx.save_for_backward(x if x_grad else None, mean, covariance, y, *pulls)
         return value
 
     @staticmethod
     def backward(ctx, grad):
-        return *_pulled(ctx, grad, *ctx.needs_input_grad[:2]), None
+        x_asked, _, _, y_asked, *_ = ctx.needs_input_grad
+        to_x, to_y = _pulled(ctx, grad, x_asked, y_asked)
+        return to_x, None, None, to_y, None, None, None, None
+
+
+_apply = apply_ordinary(_OfPoints)
 
 
 def _pulled(ctx, grad: Tensor, x_asked: bool, y_asked: bool) -> _Two:
@@ -100,7 +77,7 @@ def _pulled(ctx, grad: Tensor, x_asked: bool, y_asked: bool) -> _Two:
     # With create_graph, the operator: it knows to raise in a second derivative.
     if is_ordinary(grad) and not torch.is_grad_enabled():
         points = x if x_asked else None, y if y_asked else None
-        return _pull(grad, *points, *pulls, ctx.backend)
+        return passes(ctx.backend).map_points(points, pulls, grad)
     found = _of_points_backward(grad, x, mean, covariance, y, *pulls, x_asked, y_asked, ctx.backend)
     return found[0] if x_asked else None, found[1] if y_asked else None
 
@@ -116,8 +93,7 @@ def _of_points_op(
     double: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    features = None if x is not None else (mean, covariance)
-    value, pull_x, pull_y = _forward(x, y, _How(features, ridge, x_grad, double, backend))
+    value, pull_x, pull_y = _forward(x, mean, covariance, y, ridge, x_grad, double, backend)
     return value, value.new_empty(0) if pull_x is None else pull_x, pull_y
 
 
@@ -146,7 +122,7 @@ def _of_points_backward_op(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     points = x if x_asked else None, y if y_asked else None
-    found = _pull(grad, *points, pull_x, pull_y, backend)
+    found = passes(backend).map_points(points, (pull_x, pull_y), grad)
     return tuple(grad.new_empty(0) if g is None else g for g in found)
 
 

@@ -194,20 +194,29 @@ def value_and_pulls(
     moments: Callable = moments,
     solve: Callable = value_and_gradients,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The value [B], float64 if `double`, else float32, and what `map_points` needs of x, if asked
-    for, and y.
+    """The value [...], float64 if `double`, else float32, and what `map_points` needs of x, if
+    asked for, and y [..., K, D].
 
-    `features` are points [B, N, D], or the mean [B, D] and covariance [B, D, D] of such. `moments`
-    and `solve` do as the functions of this module.
+    `features` are points [..., N, D], or the mean [..., D] and covariance [..., D, D] of such.
+    `moments` and `solve` do as the functions of this module.
     """
-    _, m_y, s2 = moments(y, None)
-    m_x, s1 = features if isinstance(features, tuple) else moments(features, None)[1:]
+    _, m_y, s2 = moments(flat(y, 2), None)
+    if isinstance(features, tuple):
+        m_x, s1 = flat(features[0], 1), flat(features[1], 2)
+    else:
+        _, m_x, s1 = moments(flat(features, 2), None)
     found = solve((m_x, m_y), (s1, s2), ridge, x_grad)
     pull_x = None
     if x_grad:
-        pull_x = _pull(features.shape[1], m_x, found.features, -found.mean)
-    pull_y = _pull(y.shape[1], m_y, found.codes, found.mean)
-    return found.value.to(torch.float64 if double else torch.float32), pull_x, pull_y
+        pull_x = _pull(features.shape[-2], m_x, found.features, -found.mean)
+    pull_y = _pull(y.shape[-2], m_y, found.codes, found.mean)
+    value = found.value.to(torch.float64 if double else torch.float32)
+    return value.reshape(y.shape[:-2]), pull_x, pull_y
+
+
+def flat(t: Tensor, dimensions: int) -> Tensor:
+    """`t` with one dimension in front of its last few."""
+    return t.reshape(t.shape[: t.dim() - dimensions].numel(), *t.shape[t.dim() - dimensions :])
 
 
 def _pull(n: int, mean: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
@@ -220,15 +229,15 @@ def map_points(
     pulls: tuple[Tensor | None, Tensor | None],
     grad: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """grad (A (p - m) + o) for every point p of one or two sets [B, N, D], in its dtype, where
-    `pulls` [B, D + 2, D] stack A, m and o, and grad is [B]. None where there are no points."""
+    """grad (A (p - m) + o) for every point p of one or two sets [..., N, D], in its dtype, where
+    `pulls` [B, D + 2, D] stack A, m and o, and grad is [...]. None where there are no points."""
+    factor = grad.double().reshape(-1, 1, 1)
     return tuple(
-        None if p is None else _map(p, pull, grad.double()[:, None, None])
-        for p, pull in zip(points, pulls, strict=True)
+        None if p is None else _map(p, pull, factor) for p, pull in zip(points, pulls, strict=True)
     )
 
 
 def _map(points: Tensor, pull: Tensor, grad: Tensor) -> Tensor:
     pull_matrix, mean, offset = pull[:, :-2], pull[:, -2], pull[:, -1:]
-    pulled = pull_back(points, None, mean, grad * pull_matrix, (grad * offset)[:, 0])
-    return pulled.to(points.dtype)
+    pulled = pull_back(flat(points, 2), None, mean, grad * pull_matrix, (grad * offset)[:, 0])
+    return pulled.to(points.dtype).reshape(points.shape)

@@ -319,7 +319,7 @@ def moments(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     return count, mean, covariance
 
 
-def map_points(
+def map_sets(
     points: tuple[Tensor | None, Tensor | None],
     pulls: tuple[Tensor | None, Tensor | None],
     grad: Tensor | None,
@@ -357,4 +357,4 @@ def pull_back(
     float64."""
     mask = None if valid is None else valid.contiguous().view(torch.uint8)
     pull = torch.cat([matrix, mean[:, None], offset[:, None]], 1)
-    return map_points((None, x.detach().contiguous()), (None, pull), None, mask)[1]
+    return map_sets((None, x.detach().contiguous()), (None, pull), None, mask)[1]

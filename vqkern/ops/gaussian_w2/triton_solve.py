@@ -19,11 +19,12 @@ import triton.language as tl
 from torch import Tensor
 
 from . import iteration, reference
+from .reference import flat
 from .triton_kernels import (
     _EXTRA,
     Sums,
     fit_row,
-    map_points,
+    map_sets,
     moments,
     on_device,
     pull_back,
@@ -455,10 +456,26 @@ def value_and_pulls(
         return reference.value_and_pulls(
             features, y, ridge, x_grad, double, moments, value_and_gradients
         )
-    y = y.detach().contiguous()
+    lead, k = y.shape[:-2], y.shape[-2]
+    y = flat(y.detach(), 2).contiguous()
     if isinstance(features, tuple):
-        given = _contiguous(features)
-        return _solve(sums(None, y), given, None, y, (2, y.shape[1]), ridge, x_grad, double)
-    x = features.detach().contiguous()
-    counts = x.shape[1], y.shape[1]
-    return _solve(sums(x, y), None, None, y, counts, ridge, x_grad, double)
+        given = _contiguous((flat(features[0], 1), flat(features[1], 2)))
+        found = _solve(sums(None, y), given, None, y, (2, k), ridge, x_grad, double)
+    else:
+        x = flat(features.detach(), 2).contiguous()
+        found = _solve(sums(x, y), None, None, y, (x.shape[1], k), ridge, x_grad, double)
+    value, pull_x, pull_y = found
+    return value.view(lead), pull_x, pull_y
+
+
+def map_points(
+    points: tuple[Tensor | None, Tensor | None],
+    pulls: tuple[Tensor | None, Tensor | None],
+    grad: Tensor,
+) -> tuple[Tensor | None, Tensor | None]:
+    """As `reference.map_points`."""
+    sets = tuple(None if p is None else flat(p, 2) for p in points)
+    found = map_sets(sets, pulls, grad.reshape(-1))
+    return tuple(
+        None if p is None else to.view(p.shape) for p, to in zip(points, found, strict=True)
+    )
