@@ -155,6 +155,12 @@ inline Wide wide_fma(Wide a, Wide b, Wide c) { return _mm256_fmadd_pd(a, b, c); 
 inline Wide wide_add(Wide a, Wide b) { return _mm256_add_pd(a, b); }
 inline Wide wide_sub(Wide a, Wide b) { return _mm256_sub_pd(a, b); }
 inline Wide wide_mul(Wide a, Wide b) { return _mm256_mul_pd(a, b); }
+template <int kStep>
+inline Wide wide_turn(Wide v) {
+    return _mm256_permute4x64_pd(v, kStep == 1 ? 0x39 : kStep == 2 ? 0x4e : 0x93);
+}
+inline Wide wide_low_halves(Wide a, Wide b) { return _mm256_permute2f128_pd(a, b, 0x20); }
+inline Wide wide_high_halves(Wide a, Wide b) { return _mm256_permute2f128_pd(a, b, 0x31); }
 inline Wide widen(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
 inline void narrow(float* p, Wide v) { _mm_storeu_ps(p, _mm256_cvtpd_ps(v)); }
 

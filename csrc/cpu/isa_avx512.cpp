@@ -128,6 +128,13 @@ inline Wide wide_fma(Wide a, Wide b, Wide c) { return _mm512_fmadd_pd(a, b, c); 
 inline Wide wide_add(Wide a, Wide b) { return _mm512_add_pd(a, b); }
 inline Wide wide_sub(Wide a, Wide b) { return _mm512_sub_pd(a, b); }
 inline Wide wide_mul(Wide a, Wide b) { return _mm512_mul_pd(a, b); }
+template <int kStep>
+inline Wide wide_turn(Wide v) {
+    const __m512i bits = _mm512_castpd_si512(v);
+    return _mm512_castsi512_pd(_mm512_alignr_epi64(bits, bits, kStep));
+}
+inline Wide wide_low_halves(Wide a, Wide b) { return _mm512_shuffle_f64x2(a, b, 0x44); }
+inline Wide wide_high_halves(Wide a, Wide b) { return _mm512_shuffle_f64x2(a, b, 0xee); }
 inline Wide widen(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
 inline void narrow(float* p, Wide v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps(v)); }
 

@@ -151,6 +151,12 @@ inline Wide wide_fma(Wide a, Wide b, Wide c) { return a * b + c; }
 inline Wide wide_add(Wide a, Wide b) { return a + b; }
 inline Wide wide_sub(Wide a, Wide b) { return a - b; }
 inline Wide wide_mul(Wide a, Wide b) { return a * b; }
+template <int kStep>
+inline Wide wide_turn(Wide v) {
+    return kStep % 2 == 0 ? v : Wide{v[1], v[0]};
+}
+inline Wide wide_low_halves(Wide a, Wide b) { return Wide{a[0], b[0]}; }
+inline Wide wide_high_halves(Wide a, Wide b) { return Wide{a[1], b[1]}; }
 inline Wide widen(const float* p) { return Wide{p[0], p[1]}; }
 inline void narrow(float* p, Wide v) {
     p[0] = static_cast<float>(v[0]);
