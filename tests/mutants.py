@@ -64,7 +64,7 @@ SUITES: dict[str, tuple[list[str], bool]] = {
         ],
         True,
     ),
-    "triton-mmd": (["tests/ops/test_triton_interpreted.py", "-k=mmd"], True),
+    "triton-mmd": (["tests/ops/test_triton_interpreted.py", "-k=mmd or contract"], True),
     "hopper": (["tests/ops/test_hopper_in_software.py"], True),
     "triton-sums": (
         ["tests/ops/test_triton_interpreted.py", "-k=code_sums"],

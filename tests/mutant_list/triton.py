@@ -138,6 +138,11 @@ MUTANTS = [
         "points are pulled at by the 11 bits of their high part",
     ),
     Mutant(
+        "triton-mmd-lanes-disagree", "triton-mmd", "vqkern/ops/squared_mmd/triton_exact.py",
+        "num_stages=1, enable_fp_fusion=False", "num_stages=1, enable_fp_fusion=True",
+        "a lane adds its own square unrounded and another lane's rounded",
+    ),
+    Mutant(
         "triton-mmd-other-norm", "triton-mmd", MMD,
         "                    LEFT_ONE, WIDTH,", "                    RIGHT_ONE, WIDTH,",
         "what a column's weights add up to is a sum over norms",

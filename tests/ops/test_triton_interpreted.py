@@ -498,3 +498,42 @@ def test_gaussian_w2_with_gradients():
         torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
         for a, b in zip(got, torch.autograd.grad(expected, (x, y)), strict=True):
             torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-7)
+
+
+# Error-free products, and sums over lanes that each write what they take for the same.
+UNCONTRACTED = {
+    "_rescore_kernel",
+    "_ties_of_codes_kernel",
+    "_ties_of_groups_kernel",
+    "_scan_kernel",
+    "_join_kernel",
+    "_sum_pieces_kernel",
+    "_join_pieces_kernel",
+    "prepare_kernel",
+    "sweep_kernel",
+    "_solve_kernel",
+}
+
+
+@interpreted
+def test_no_compiler_may_contract_what_must_be_rounded(monkeypatch):
+    """An interpreter never does; a compiler may where a launch does not say otherwise."""
+    from triton.runtime.interpreter import GridExecutor
+
+    launched, launch = {}, GridExecutor.__call__
+
+    def recorded(self, *arguments, **options):
+        launched.setdefault(self.fn.__name__, []).append(options.get("enable_fp_fusion"))
+        return launch(self, *arguments, **options)
+
+    monkeypatch.setattr(GridExecutor, "__call__", recorded)
+    test_ties_among_candidates()
+    test_ties_among_groups()
+    test_equal_codes_overflow_and_are_scanned()
+    sums.code_sums(normal(1100, 1, 1), torch.zeros(1100, dtype=torch.int64), 2)
+    sets, rates = (normal(4, 3, 2), normal(5, 3, 3)), torch.ones(1, dtype=torch.float64)
+    value, gx, gy = mmd.squared_mmd(*sets, rates, False, True, True)
+    mmd._swept(*sets, torch.zeros(3, dtype=torch.float64), rates, 0, value, gx, gy)
+    vqkern.gaussian_w2(normal(4, 3, 4), normal(5, 3, 5), backend="triton")
+    assert UNCONTRACTED <= launched.keys()
+    assert not any(any(launched[name]) or None in launched[name] for name in UNCONTRACTED)

@@ -417,7 +417,7 @@ def _solve(
             d, width, channels, of.together if of else 1, group, x is None, y is None,
             ridge is None, iteration.LEAST_RIDGE, _CONVERGED, x_grad, counts is not None,
             num_warps=tiles.solve_warps, num_stages=1, maxnreg=MOST_REGISTERS,
-            enable_fp_fusion=True,
+            enable_fp_fusion=False,
         )  # fmt: skip
     return value, pulls[0] if x_grad else None, pulls[-1]
 

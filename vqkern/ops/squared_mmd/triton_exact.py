@@ -3,6 +3,10 @@
 Where the pulls of the two sets all but cancel, or their kernels do in the value, float32 sums are
 not enough. The decision is the C++ kernel's, from the largest gradient and the weights, and stays
 on the device: programs of the float64 sweep that are not needed end at once.
+
+Products are not contracted (enable_fp_fusion=False): in a sum of squares over lanes, a lane would
+add its own square unrounded to its neighbour's rounded one, the neighbour the other way round, and
+both write what they take for the same sum.
 """
 
 import torch
@@ -218,7 +222,7 @@ def sweep(
         sweep_kernel[(triton.cdiv(len(a), ROWS), triton.cdiv(d, CHANNELS) if pull else 1)](
             wanted, a, b, mean, bandwidths, gradient, own, mixed,
             len(a), len(b), drop, count, d, pull, pull or is_y, ROWS, COLUMNS, CHANNELS,
-            num_warps=WARPS, num_stages=1, enable_fp_fusion=True,
+            num_warps=WARPS, num_stages=1, enable_fp_fusion=False,
         )  # fmt: skip
     value_kernel[(1,)](
         wanted, x_own, y_own, cross, value, n, m, drop, count, x_blocks, y_blocks, num_warps=4

@@ -230,6 +230,6 @@ def prepare(
     prepare_kernel[(rows // _ROWS,)](
         points, mean, bandwidths, forms[0], forms[1], norms, plan, table, state, n,
         len(bandwidths), d, width, form, min(width, CHUNK), _ROWS,
-        num_warps=warps(width), enable_fp_fusion=True,
+        num_warps=warps(width), enable_fp_fusion=False,
     )  # fmt: skip
     return Forms(forms[0], forms[1], norms)
