@@ -1,8 +1,10 @@
 // The Python binding: raw pointers, shapes and thread counts in, nothing that knows a framework.
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "cpu/bits.h"
 #include "cpu/code_sums.h"

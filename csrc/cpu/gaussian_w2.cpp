@@ -152,7 +152,8 @@ double solve(const Fitted& x, const Fitted& y, int64_t b, int64_t dim, double ri
     multiply(rest.data(), s2, dim, weighted.data());
     const double codes = trace(s2, dim), total = trace(s1, dim) + codes;
     const double direct = total - 2.0 * roots;
-    const double factored = inner(weighted.data(), rest.data(), size) + missed - 2.0 * epsilon * inverses;
+    const double factored =
+        inner(weighted.data(), rest.data(), size) + missed - 2.0 * epsilon * inverses;
     const bool near = inner(rest.data(), rest.data(), size) * codes < total;
     const double *mean_x = x.mean.data() + b * dim, *mean_y = y.mean.data() + b * dim;
     double apart = 0.0;

@@ -19,8 +19,8 @@ struct GaussianSide {
 
 // Value [batch] of the squared distance and the pulls [batch][dim + 2][dim] on x, where that is not null, and on
 // y: a matrix, the side's mean and an offset, which map points of the side to their gradients; for a side given by
-// moments, the derivatives by covariance and mean. The ridge is `ridge` + `relative` tr(C). False, and nothing else,
-// if a covariance is not finite.
+// moments, the derivatives by covariance and mean. The ridge is `ridge` + `relative` tr(C). False, with nothing
+// written, if a covariance is not finite.
 bool gaussian_w2(const GaussianSide& x, const GaussianSide& y, int64_t batch, int64_t dim,
                  double ridge, double relative, double* value, double* pull_x, double* pull_y,
                  int threads, const MomentKernels& kernels);

@@ -27,9 +27,9 @@ struct MomentKernels {
                 const double* matrix, const double* offset, double* block, float* out);
 
     // Rotates `count` rows [width], an even number, until their first `left` channels are orthogonal (one-sided
-    // Jacobi, Hestenes 1958); left and width are whole numbers of tiles. Rows of any length keep all their
-    // digits, where the eigenvalues of a product of matrices would lose those below the rounding of the largest.
-    // Squares of lengths, and their products, must be in a double's range where they are to count.
+    // Jacobi, Hestenes 1958); left and width are whole numbers of tiles. Rows down to 2^-52 of the longest
+    // keep their digits, where the eigenvalues of a product of matrices would lose those below 2^-26. Squares of
+    // lengths, and their products, must be in a double's range where they are to count.
     void (*orthogonalise)(double* rows, int64_t count, int64_t left, int64_t width);
 };
 

@@ -87,6 +87,11 @@ MUTANTS = [
         "rows that are orthogonal to seven digits are left so",
     ),
     Mutant(
+        "rotations-of-rounding", "alignment", CPU + "rotations.inc",
+        "if (!(size[i] > empty && size[j] > empty)) continue;", "",
+        "what rounding left of multiples of a row is rotated until nothing is left to divide by",
+    ),
+    Mutant(
         "last-row-unrotated", "alignment", CPU + "rotations.inc",
         "for (int64_t pair = 0; pair", "for (int64_t pair = 1; pair",
         "the last row never meets another",
