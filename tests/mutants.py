@@ -47,6 +47,7 @@ SUITES: dict[str, tuple[list[str], bool]] = {
         ],
         False,
     ),
+    "amx": (["tests/ops/test_amx_in_software.py"], False),
     "rows": (["tests/ops/test_rows.py", "tests/ops/test_bits.py"], False),
     "sums": (["tests/ops/test_code_sums_edges.py", "tests/ops/test_code_sums.py"], False),
     "alignment": (

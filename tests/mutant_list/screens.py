@@ -89,13 +89,13 @@ MUTANTS = [
         "every other tile's scores are not compared",
     ),
     Mutant(
-        "amx-last-tile-not-compared", "search", CPU + "isa_amx.cpp",
+        "amx-last-tile-not-compared", "amx", CPU + "isa_amx.cpp",
         "    compare(scores, least);\n    const bool low",
         "    const bool low",
         "on the matrix unit, the last tile's scores are stored and never compared",
     ),
     Mutant(
-        "amx-step-of-codes", "search", CPU + "isa_amx.cpp",
+        "amx-step-of-codes", "amx", CPU + "isa_amx.cpp",
         "codes + s * steps.channels / 4 * kWordBytes;",
         "codes + s * kTileChannels / 4 * kWordBytes;",
         "on the matrix unit, steps of fewer than 64 channels read codes from further on",
