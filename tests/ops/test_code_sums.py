@@ -86,8 +86,8 @@ def test_an_index_out_of_range_is_named(backend, wrong):
     index = torch.tensor([0, wrong, 1])
     with pytest.raises(IndexError, match=rf"index\[1\] is {wrong}; it must be in \[0, 4\)"):
         vqkern.code_sums(torch.randn(3, 2), index, 4, backend=backend)
-    with pytest.raises(IndexError, match=rf"is {wrong}"):
-        take_codes(torch.randn(4, 2), index)
+    with pytest.raises(IndexError, match=rf"index\[0, 1\] is {wrong}"):
+        take_codes(torch.randn(4, 2), index.view(1, 3))
 
 
 @pytest.mark.parametrize(

@@ -31,12 +31,12 @@ def take_codes(codes: Tensor, index: Tensor) -> Tensor:
     require_matrix("take_codes", "codes", codes, rows="K", columns="D")
     require_index("take_codes", "index", index)
     require_same_device("take_codes", codes=codes, index=index)
-    return _take_codes(codes, index.reshape(-1).long()).reshape(*index.shape, codes.shape[1])
+    return _take_codes(codes, index.long())
 
 
 def _take_codes_of(codes: Tensor, index: Tensor) -> Tensor:
     require_in_range("take_codes", index, len(codes))
-    return take_rows(codes, index)
+    return take_rows(codes, index.reshape(-1)).view(*index.shape, codes.shape[1])
 
 
 _take_codes_op = torch.library.custom_op("vqkern::take_codes", _take_codes_of, mutates_args=())
@@ -44,7 +44,7 @@ _take_codes_op = torch.library.custom_op("vqkern::take_codes", _take_codes_of, m
 
 @_take_codes_op.register_fake
 def _(codes: Tensor, index: Tensor) -> Tensor:
-    return codes.new_empty(len(index), codes.shape[1])
+    return codes.new_empty(*index.shape, codes.shape[1])
 
 
 def _setup_context(ctx, inputs, output):
@@ -55,7 +55,8 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad):
     (index,) = ctx.saved_tensors
-    return code_sums(grad, index, ctx.num_codes).total.to(ctx.dtype), None
+    sums = code_sums(grad.reshape(-1, grad.shape[-1]), index.reshape(-1), ctx.num_codes)
+    return sums.total.to(ctx.dtype), None
 
 
 _take_codes = direct(_take_codes_of, _take_codes_op, _setup_context, _backward)
