@@ -60,11 +60,17 @@ def _(info, in_dims, index, counted, hits, skipped):
     return _count_codes_op(index.reshape(-1), counted.reshape(-1), hits, skipped), None
 
 
+def runs_again() -> bool:
+    """Whether this forward pass runs inside of a backward pass, as activation checkpointing repeats
+    it there."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 class UsageCounter(nn.Module):
     """Counts how often each of `num_codes` codes is chosen, without synchronising with the host.
 
     In training mode the tokens of all ranks count, on each of them; in eval mode, which need not
-    run on all, those of this rank.
+    run on all, those of this rank. What activation checkpointing runs again counts once.
     """
 
     def __init__(self, num_codes: int) -> None:
@@ -81,6 +87,8 @@ class UsageCounter(nn.Module):
     @torch.no_grad()
     def add(self, index: Tensor, counted: Tensor) -> None:
         """Counts index [N] where `counted` [N]; an index of -1 there is a skipped token."""
+        if runs_again():
+            return
         if not self.training or number_of_ranks() == 1:
             _count_codes(index, counted, self.count, self.skipped)
             return

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..ops import nearest_code
 from ..ops.take_codes import take_codes
 from .alignment import Alignment
-from .base import Quantizer, Usage, UsageCounter, require_weight
+from .base import Quantizer, Usage, UsageCounter, require_weight, runs_again
 from .codes import Table
 from .estimators import (
     Estimator,
@@ -19,7 +19,7 @@ from .estimators import (
 )
 from .kmeans import kmeans
 from .pulls import masked_mse, pulled_through, two_pulls
-from .updates import Gradient
+from .updates import Gradient, TableRule
 
 
 class VectorQuantizer(Quantizer):
@@ -133,6 +133,13 @@ class VectorQuantizer(Quantizer):
         if self.alignment is not None:
             # A copy: the update rule may overwrite codes that an alignment keeps for its gradient.
             loss = loss + self.alignment(rows, index >= 0, codes.clone())
+        if isinstance(self.update, TableRule) and runs_again():
+            name = type(self.update).__name__
+            raise RuntimeError(
+                f"{name}: a forward pass runs again inside of a backward pass, as in activation "
+                f"checkpointing, but {name} has moved the codes since; leave the quantizer out of "
+                "what is checkpointed"
+            )
         self.update.step(rows, index)
         return loss
 
