@@ -50,6 +50,11 @@ def test_small_lattice(nearest):
     vqkern.squared_mmd(z.cuda(), y, [2.0, 8.0], backend="triton").backward()
     vqkern.gaussian_w2(z.cuda(), y, backend="triton").backward()
     assert bool(y.grad.isfinite().all())
+    for d in (9, 70):  # more points, of few and of many channels: in float32
+        x, y = torch.randn(600, d).cuda(), torch.randn(600, d).cuda().requires_grad_()
+        for rates in ([2.0, 8.0], [2.0, 4.0, 8.0]):
+            vqkern.squared_mmd(x, y, rates, backend="triton").backward()
+        assert bool(y.grad.isfinite().all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
