@@ -84,9 +84,9 @@ void moments(uintptr_t x, uintptr_t valid, int64_t batch, int64_t n, int64_t dim
              uintptr_t mean, uintptr_t covariance, int threads, const std::string& kernel) {
     const vqkern::CpuKernels& kernels = require_kernels(kernel);
     py::gil_scoped_release release;
-    vqkern::moments(pointer<const float>(x), pointer<const bool>(valid), batch, n, dim,
-                    pointer<double>(count), pointer<double>(mean), pointer<double>(covariance),
-                    threads, *kernels.moments);
+    vqkern::moments({{pointer<const float>(x), pointer<const bool>(valid), batch, n,
+                      pointer<double>(count), pointer<double>(mean), pointer<double>(covariance)}},
+                    dim, threads, *kernels.moments);
 }
 
 void pull_back(uintptr_t x, uintptr_t valid, int64_t batch, int64_t n, int64_t dim, uintptr_t pull,

@@ -65,17 +65,17 @@ void factorise(const double* matrix, int64_t dim, double* out) {
 
 // Means [batch][dim], covariances [batch][dim][dim] and factors G of them of one side.
 struct Fitted {
-    Fitted(const GaussianSide& side, int64_t batch, int64_t dim, int threads,
-           const MomentKernels& kernels)
-        : mean(batch * dim), covariance(batch * dim * dim), factor(batch * dim * dim) {
+    Fitted(const GaussianSide& side, int64_t batch, int64_t dim)
+        : count(batch), mean(batch * dim), covariance(batch * dim * dim),
+          factor(batch * dim * dim) {
         if (side.points == nullptr) {
             std::copy_n(side.mean, batch * dim, mean.data());
             std::copy_n(side.covariance, batch * dim * dim, covariance.data());
             return;
         }
-        std::vector<double> count(batch);
-        moments(side.points, nullptr, batch, side.count, dim, count.data(), mean.data(),
-                covariance.data(), threads, kernels);
+        to_find = {side.points, nullptr,     batch,
+                   side.count,  count.data(), mean.data(),
+                   covariance.data()};
         by_covariance = 2.0 / static_cast<double>(side.count - 1);
         by_mean = 1.0 / static_cast<double>(side.count);
     }
@@ -85,7 +85,8 @@ struct Fitted {
                            [](double value) { return std::isfinite(value); });
     }
 
-    std::vector<double> mean, covariance, factor;
+    std::vector<double> count, mean, covariance, factor;
+    PointSet to_find = {};  // of no batch, if the moments were given
     double by_covariance = 1.0, by_mean = 1.0;  // from derivatives by moments to those that are asked for
 };
 
@@ -175,7 +176,8 @@ bool gaussian_w2(const GaussianSide& x, const GaussianSide& y, int64_t batch, in
                  double ridge, double relative, double* value, double* pull_x, double* pull_y,
                  int threads, const MomentKernels& kernels) {
     const int64_t size = dim * dim;
-    Fitted of_x(x, batch, dim, threads, kernels), of_y(y, batch, dim, threads, kernels);
+    Fitted of_x(x, batch, dim), of_y(y, batch, dim);
+    moments({of_y.to_find, of_x.to_find}, dim, threads, kernels);
     if (!of_x.finite() || !of_y.finite()) return false;
 #pragma omp parallel for num_threads(std::max(1, threads)) if (batch > 1)
     for (int64_t b = 0; b < batch; ++b) {

@@ -1,6 +1,8 @@
 #include "moments.h"
 
 #include <algorithm>
+#include <deque>
+#include <utility>
 #include <vector>
 
 #include "buffer.h"
@@ -38,65 +40,101 @@ void find_shift(const float* x, const bool* valid, int64_t n, int64_t dim, doubl
     for (int64_t d = 0; d < dim && taken > 0; ++d) shift[d] /= static_cast<double>(taken);
 }
 
-}  // namespace
-
-void moments(const float* x, const bool* valid, int64_t batch, int64_t n, int64_t dim,
-             double* count, double* mean, double* covariance, int threads,
-             const MomentKernels& kernels) {
-    const int64_t padded = round_up(dim, kernels.tile);
-    const int64_t parts = std::clamp<int64_t>((n + kLeastRows - 1) / kLeastRows, 1, kMostParts);
-    const int64_t part_rows = round_up((n + parts - 1) / parts, kBlockRows);
-    const int64_t stride = padded * padded + padded;  // a part's Gram matrix, then its sum
-    Doubles shift(batch * padded), sums(batch * parts * stride);
-    std::vector<int64_t> counts(batch * parts, 0);
-    threads = std::max(1, threads);
-
-    for (int64_t b = 0; b < batch; ++b) {
-        find_shift(x + b * n * dim, valid == nullptr ? nullptr : valid + b * n, n, dim,
-                   shift.data + b * padded);
-    }
-#pragma omp parallel num_threads(threads)
-    {
-        Doubles block(kBlockRows * padded);
-        const float* rows[kRowsAtOnce];
-#pragma omp for schedule(static)
-        for (int64_t task = 0; task < batch * parts; ++task) {
-            const int64_t b = task / parts, part = task % parts;
-            const int64_t stop = std::min(n, (part + 1) * part_rows);
-            double* gram = sums.data + task * stride;
-            int64_t i = part * part_rows;
-            while (i < stop) {
-                int64_t filled = 0;
-                for (; i < stop && filled < kRowsAtOnce; ++i) {
-                    if (valid == nullptr || valid[b * n + i]) rows[filled++] = x + (b * n + i) * dim;
-                }
-                kernels.add(rows, filled, dim, padded, shift.data + b * padded, block.data, gram,
-                            gram + padded * padded);
-                counts[task] += filled;
-            }
+// The sums of one set's parts, and what they add up to.
+class PartSums {
+  public:
+    PartSums(const PointSet& set, int64_t dim, const MomentKernels& kernels)
+        : set_(set), dim_(dim), padded_(round_up(dim, kernels.tile)),
+          parts_(std::clamp<int64_t>((set.n + kLeastRows - 1) / kLeastRows, 1, kMostParts)),
+          part_rows_(round_up((set.n + parts_ - 1) / parts_, kBlockRows)),
+          stride_(padded_ * padded_ + padded_), kernels_(kernels), shift_(set.batch * padded_),
+          sums_(set.batch * parts_ * stride_), counts_(set.batch * parts_, 0) {
+        for (int64_t b = 0; b < set.batch; ++b) {
+            find_shift(set.points + b * set.n * dim, valid_of(b), set.n, dim,
+                       shift_.data + b * padded_);
         }
     }
-    for (int64_t b = 0; b < batch; ++b) {
-        double* total = sums.data + b * parts * stride;
-        int64_t points = counts[b * parts];
-        for (int64_t part = 1; part < parts; ++part) points += counts[b * parts + part];
-#pragma omp parallel for num_threads(threads) if (stride * parts > 65536)
-        for (int64_t i = 0; i < stride; ++i) {
-            for (int64_t part = 1; part < parts; ++part) total[i] += total[part * stride + i];
+
+    int64_t tasks() const { return set_.batch * parts_; }
+
+    // Adds up a part; `block` has kBlockRows rows.
+    void add(int64_t task, double* block) {
+        const float* rows[kRowsAtOnce];
+        const int64_t b = task / parts_, part = task % parts_;
+        const int64_t stop = std::min(set_.n, (part + 1) * part_rows_);
+        const bool* valid = valid_of(b);
+        double* gram = sums_.data + task * stride_;
+        int64_t i = part * part_rows_;
+        while (i < stop) {
+            int64_t filled = 0;
+            for (; i < stop && filled < kRowsAtOnce; ++i) {
+                if (valid == nullptr || valid[i]) {
+                    rows[filled++] = set_.points + (b * set_.n + i) * dim_;
+                }
+            }
+            kernels_.add(rows, filled, dim_, padded_, shift_.data + b * padded_, block, gram,
+                         gram + padded_ * padded_);
+            counts_[task] += filled;
+        }
+    }
+
+    void finish(int threads) {
+        for (int64_t b = 0; b < set_.batch; ++b) finish(b, threads);
+    }
+
+  private:
+    const bool* valid_of(int64_t b) const {
+        return set_.valid == nullptr ? nullptr : set_.valid + b * set_.n;
+    }
+
+    void finish(int64_t b, int threads) {
+        double* total = sums_.data + b * parts_ * stride_;
+        int64_t points = counts_[b * parts_];
+        for (int64_t part = 1; part < parts_; ++part) points += counts_[b * parts_ + part];
+#pragma omp parallel for num_threads(threads) if (stride_ * parts_ > 65536)
+        for (int64_t i = 0; i < stride_; ++i) {
+            for (int64_t part = 1; part < parts_; ++part) total[i] += total[part * stride_ + i];
         }
         const double size = static_cast<double>(std::max<int64_t>(points, 1));
         const double freedom = static_cast<double>(std::max<int64_t>(points - 1, 1));
-        const double* sum = total + padded * padded;
-        double* out = covariance + b * dim * dim;
-        count[b] = static_cast<double>(points);
-        for (int64_t i = 0; i < dim; ++i) {
-            mean[b * dim + i] = shift.data[b * padded + i] + sum[i] / size;
-            for (int64_t j = i; j < dim; ++j) {
-                const double value = (total[i * padded + j] - sum[i] * sum[j] / size) / freedom;
-                out[i * dim + j] = out[j * dim + i] = value;
+        const double* sum = total + padded_ * padded_;
+        double *mean = set_.mean + b * dim_, *out = set_.covariance + b * dim_ * dim_;
+        set_.count[b] = static_cast<double>(points);
+        for (int64_t i = 0; i < dim_; ++i) {
+            mean[i] = shift_.data[b * padded_ + i] + sum[i] / size;
+            for (int64_t j = i; j < dim_; ++j) {
+                const double value = (total[i * padded_ + j] - sum[i] * sum[j] / size) / freedom;
+                out[i * dim_ + j] = out[j * dim_ + i] = value;
             }
         }
     }
+
+    const PointSet set_;
+    const int64_t dim_, padded_, parts_, part_rows_, stride_;
+    const MomentKernels& kernels_;
+    Doubles shift_, sums_;
+    std::vector<int64_t> counts_;
+};
+
+}  // namespace
+
+void moments(std::initializer_list<PointSet> sets, int64_t dim, int threads,
+             const MomentKernels& kernels) {
+    threads = std::max(1, threads);
+    std::deque<PartSums> sums;
+    std::vector<std::pair<PartSums*, int64_t>> tasks;
+    for (const PointSet& set : sets) {
+        PartSums& own = sums.emplace_back(set, dim, kernels);
+        for (int64_t task = 0; task < own.tasks(); ++task) tasks.emplace_back(&own, task);
+    }
+#pragma omp parallel num_threads(threads)
+    {
+        Doubles block(kBlockRows * round_up(dim, kernels.tile));
+        // A thread that wakes up late finds less left to do.
+#pragma omp for schedule(dynamic)
+        for (size_t i = 0; i < tasks.size(); ++i) tasks[i].first->add(tasks[i].second, block.data);
+    }
+    for (PartSums& own : sums) own.finish(threads);
 }
 
 void pull_back(const float* x, const bool* valid, int64_t batch, int64_t n, int64_t dim,
@@ -118,7 +156,7 @@ void pull_back(const float* x, const bool* valid, int64_t batch, int64_t n, int6
 #pragma omp parallel num_threads(std::max(1, threads))
     {
         Doubles block(kBlockRows * padded);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, 4)
         for (int64_t task = 0; task < batch * parts; ++task) {
             const int64_t b = task / parts, first = task % parts * kRowsAtOnce;
             const int64_t count = std::min(kRowsAtOnce, n - first);

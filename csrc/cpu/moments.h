@@ -2,15 +2,23 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "moment_passes.h"
 
 namespace vqkern {
 
-// x [batch][n][dim]; valid [batch][n] says which points count, null: all. count [batch], mean
+// points [batch][n][dim]; valid [batch][n] says which count, null: all. To be found: count [batch], mean
 // [batch][dim], unbiased covariance [batch][dim][dim]: zeros where there are too few points.
-void moments(const float* x, const bool* valid, int64_t batch, int64_t n, int64_t dim,
-             double* count, double* mean, double* covariance, int threads,
+struct PointSet {
+    const float* points;
+    const bool* valid;
+    int64_t batch, n;
+    double *count, *mean, *covariance;
+};
+
+// The moments of all sets, in one go.
+void moments(std::initializer_list<PointSet> sets, int64_t dim, int threads,
              const MomentKernels& kernels);
 
 // out [batch][n][dim] = factor (matrix (x - mean) + offset), 0 where not valid. `pull` [batch][dim + 2][dim]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from support import HAS_NATIVE
+from torch.utils._pytree import tree_map
 
 import vqkern
 from vqkern.ops.direct import is_ordinary
@@ -41,6 +42,64 @@ def test_zeros_without_memory():
     zeros = torch._efficientzerotensor((3, 7))
     codes = torch.randn(60, 7)
     assert torch.equal(index_of(zeros, codes), index_of(torch.zeros(3, 7), codes))
+
+
+def w2(z, codes):
+    return vqkern.gaussian_w2(z, codes, backend="cpp")
+
+
+def prior(z, codes):
+    return vqkern.prior_w2(codes, backend="cpp") + vqkern.prior_w2(z, backend="cpp")
+
+
+class Wrapped(torch.Tensor):
+    """A tensor around another: operators get the one inside, and give plain ones."""
+
+    @staticmethod
+    def __new__(cls, inside):
+        outside = torch.Tensor._make_wrapper_subclass(cls, inside.shape, dtype=inside.dtype)
+        outside.inside = inside
+        return outside
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, arguments=(), options=None):
+        def inner(t):
+            return t.inside if isinstance(t, cls) else t
+
+        return function(*tree_map(inner, arguments), **tree_map(inner, options or {}))
+
+
+@pytest.mark.parametrize("kind", ["negated", "zero", "wrapped"])
+@pytest.mark.parametrize("function", [distance_and_value, w2, prior])
+def test_gradients_of_tensors_that_are_not_their_memory(function, kind):
+    """What is saved for the pass back is no more what its memory says than it was before."""
+    if kind == "zero":
+        odd = [torch._efficientzerotensor((n, 7)).requires_grad_() for n in (50, 60)]
+        plain = [torch.zeros(n, 7, requires_grad=True) for n in (50, 60)]
+        used = odd
+    else:
+        plain = [torch.randn(n, 7, requires_grad=True) for n in (50, 60)]
+        odd = [(-p.detach() if kind == "negated" else p.detach()).clone() for p in plain]
+        odd = [
+            o.requires_grad_() if kind == "negated" else Wrapped(o).requires_grad_() for o in odd
+        ]
+        used = [torch._neg_view(o) for o in odd] if kind == "negated" else odd
+    function(*used).backward()
+    function(*plain).backward()
+    for got, want in zip(odd, plain, strict=True):
+        assert torch.equal(got.grad, -want.grad if kind == "negated" else want.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_hooks_may_save_tensors_in_another_type(dtype):
+    z, codes = torch.randn(50, 7), torch.randn(60, 7, requires_grad=True)
+    for back in (lambda t: t, lambda t: t.float()):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.to(dtype), back):
+            value = w2(z, codes)
+        (got,) = torch.autograd.grad(value, codes)
+        (want,) = torch.autograd.grad(w2(z, codes), codes)
+        tolerance = 1e-6 if dtype == torch.float64 else 0.02
+        assert float((got - want).norm()) <= tolerance * float(want.norm())
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")

@@ -455,6 +455,16 @@ BAD = {
         ValueError,
         "moments x must have count",
     ),
+    "moments-of-no-channel": (
+        lambda: vqkern.gaussian_w2(Moments(ones(), ones(), ones()), ones(3, 2)),
+        ValueError,
+        r"moments x must have count \[\.\.\.\], mean.*got \[\], \[\] and \[\]",
+    ),
+    "ridge-beyond-floats": (
+        lambda: vqkern.gaussian_w2(ones(3, 2), ones(3, 2), ridge=10**400),
+        ValueError,
+        "ridge must be finite",
+    ),
     "mask-type": (
         lambda: moments(ones(3, 2), ones(3)),
         TypeError,

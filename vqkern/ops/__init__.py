@@ -6,6 +6,7 @@ from .gaussian_w2 import (
     Moments,
     covariance_sqrt,
     gaussian_w2,
+    merge,
     moments,
     prior_w2,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "code_sums",
     "covariance_sqrt",
     "gaussian_w2",
+    "merge",
     "moments",
     "nearest_code",
     "prior_w2",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import NamedTuple
 
 import torch
@@ -56,7 +56,9 @@ def gaussian_w2(
         distance has a kink, of whose subgradients this is the one that leaves such a direction to
         the means alone: codes that are all equal move with their mean. At ridge 0 the same holds
         for eigenvalues of C that rounding cannot tell from 0; a ridge above 0 that is below D 2^-52
-        of the largest leaves the gradient in their directions to rounding. "triton" has no
+        of the largest leaves the gradient in their directions to rounding. So does a variance of
+        the codes in some direction that is below 2^-48 of their largest, where the features are
+        wide. "triton" has no
         eigendecomposition and takes a ridge of at least 3e-14 tr(C), also for None; the gradient of
         codes that are rank-deficient, or 10,000 times narrower in some directions than in others,
         is then right to 1e-3, and that of others to float32. A point that is not finite gives NaN,
@@ -160,7 +162,7 @@ def _require_ridge(op: str, ridge: float | None) -> None:
         return
     if isinstance(ridge, bool) or not isinstance(ridge, (int, float)):
         raise TypeError(f"{op}: ridge must be a number or None, got {type(ridge).__name__}")
-    if not 0 <= ridge < math.inf:
+    if not 0 <= ridge <= sys.float_info.max:
         raise ValueError(f"{op}: ridge must be finite and at least 0, got {ridge}")
 
 
@@ -178,8 +180,8 @@ def _side(
 
 def _require_moments(op: str, name: str, x: Moments) -> None:
     count, mean, covariance = x
-    d = mean.shape[-1]
-    if mean.shape[:-1] != count.shape or covariance.shape != (*mean.shape, d):
+    fits = mean.dim() > 0 and covariance.shape == (*mean.shape, mean.shape[-1])
+    if not fits or mean.shape[:-1] != count.shape:
         raise ValueError(
             f"{op}: moments {name} must have count [...], mean [..., D] and covariance "
             f"[..., D, D], got {list(count.shape)}, {list(mean.shape)} and {list(covariance.shape)}"

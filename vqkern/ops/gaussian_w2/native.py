@@ -58,7 +58,8 @@ def _pulled(
     is float32 or float64."""
     points = _floats(x)
     valid = None if valid is None else valid.contiguous()
-    pull = pull.contiguous()
+    # Hooks on saved tensors may have given them another type.
+    pull, factor = pull.double().contiguous(), _wide(factor).contiguous()
     result = torch.empty_like(points)
     *lead, n, d = points.shape
     backends.native().pull_back(
@@ -153,6 +154,11 @@ def _held(side: _Side) -> _Side:
     return mean.contiguous(), covariance.contiguous()
 
 
+def _wide(t: Tensor) -> Tensor:
+    """float32 or float64, as the kernels take numbers of either."""
+    return t if t.dtype in (torch.float32, torch.float64) else t.double()
+
+
 def _floats(points: Tensor) -> Tensor:
     if points.dtype == torch.float32 and points.is_contiguous():
         return points
@@ -173,8 +179,7 @@ def map_points(
     grad: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
     """As `reference.map_points`."""
-    factor = grad.contiguous()
     return tuple(
-        None if p is None else _pulled(p, None, pull, factor)
+        None if p is None else _pulled(p, None, pull, grad)
         for p, pull in zip(points, pulls, strict=True)
     )

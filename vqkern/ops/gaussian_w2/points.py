@@ -74,9 +74,11 @@ _apply = apply_ordinary(_OfPoints)
 def _pulled(ctx, grad: Tensor, x_asked: bool, y_asked: bool) -> _Two:
     """The gradients that are asked for."""
     x, mean, covariance, y, *pulls = ctx.saved_tensors
-    # With create_graph, the operator: it knows to raise in a second derivative.
-    if is_ordinary(grad) and not torch.is_grad_enabled():
-        points = x if x_asked else None, y if y_asked else None
+    points = x if x_asked else None, y if y_asked else None
+    # With create_graph, the operator: it knows to raise in a second derivative. It also takes what
+    # came in through the operator, as views that are negated.
+    given = (t for t in (grad, *points, *pulls) if t is not None)
+    if is_ordinary(*given) and not torch.is_grad_enabled():
         return passes(ctx.backend).map_points(points, pulls, grad)
     found = _of_points_backward(grad, x, mean, covariance, y, *pulls, x_asked, y_asked, ctx.backend)
     return found[0] if x_asked else None, found[1] if y_asked else None
