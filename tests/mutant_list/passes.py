@@ -67,8 +67,8 @@ MUTANTS = [
     ),
     Mutant(
         "moments-shift-dropped", "alignment", CPU + "moments.cpp",
-        "mean[b * dim + i] = shift.data[b * padded + i] + sum[i] / size;",
-        "mean[b * dim + i] = sum[i] / size;",
+        "mean[i] = shift_.data[b * padded_ + i] + sum[i] / size;",
+        "mean[i] = sum[i] / size;",
         "means are relative to the shift",
     ),
     Mutant(
