@@ -132,9 +132,15 @@ double solve(const Fitted& x, const Fitted& y, int64_t b, int64_t dim, double ri
     Rotated rotated(x.factor.data() + b * size, y.factor.data() + b * size, dim, kernels);
     const std::vector<double>& values = rotated.values;
     std::vector<double> rest(size), weighted(size);
-    const double epsilon = ridge + relative * inner(s1, s2, size);
-    const double negligible = static_cast<double>(dim) * std::numeric_limits<double>::epsilon() *
-                              *std::max_element(values.begin(), values.end());
+    // tr C and what rounding may have made of it: sets that vary in different directions have nothing in common.
+    double overlap = 0.0, summed = 0.0;
+    for (int64_t i = 0; i < size; ++i) {
+        overlap += s1[i] * s2[i];
+        summed += std::abs(s1[i] * s2[i]);
+    }
+    const double negligible =
+        static_cast<double>(dim) * std::numeric_limits<double>::epsilon() * summed;
+    const double epsilon = ridge + relative * (overlap > negligible ? overlap : 0.0);
     for (int64_t i = 0; i < dim; ++i) rest[i * (dim + 1)] = 1.0;  // to become I - T
     double roots = 0.0, inverses = 0.0, missed = 0.0;
     for (int64_t k = 0; k < dim; ++k) {

@@ -194,6 +194,31 @@ class TestRankDeficient:
         assert bool(gradient.isfinite().all())
 
 
+@pytest.mark.parametrize("ridge", [None, 0.0])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sets_that_vary_in_different_directions(backend, turned, ridge):
+    """Nothing of either reaches the other: each is drawn to its mean alone, and rounding of their
+    product, which is all there is, to nothing."""
+    for seed, (d, shared) in enumerate([(2, 1), (5, 3), (12, 4), (40, 20)]):
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(*shape, generator=generator):
+            return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+        turn = torch.linalg.qr(draw(d, d)).Q if turned else torch.eye(d, dtype=torch.float64)
+        a, b = draw(60, shared) @ turn[:shared], draw(50, d - shared) @ turn[shared:]
+        s1, s2 = a.T.cov()[None], b.T.cov()[None]
+        mean = torch.zeros(1, d, dtype=torch.float64)
+        of = [Moments(torch.full((1,), 60.0).double(), mean, s.requires_grad_()) for s in (s1, s2)]
+        value = vqkern.gaussian_w2(*of, ridge=ridge, backend=backend)
+        to_x, to_y = torch.autograd.grad(value.sum(), (s1, s2))
+        total = sum(float(s.detach()[0].trace()) for s in (s1, s2))
+        assert float(value) == pytest.approx(total, rel=1e-6)
+        for points, slope in ((a, to_x), (b, to_y)):
+            assert relative_error(points @ slope[0], points) < 1e-7
+
+
 HARD = ["full", "half flat", "both half flat", "one line", "few codes", "few features", "equal"]
 
 

@@ -90,12 +90,14 @@ def square_root(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def transport(s1: Tensor, s2: Tensor, ridge: Tensor) -> Roots:
     """`Roots` without T' for s1, s2 [B, D, D] and ridge e [B].
 
-    At ridge 0 the inverse root leaves out eigenvalues that rounding cannot tell from 0.
+    At ridge 0 the inverse root leaves out eigenvalues that rounding cannot tell from 0: sets that
+    vary in different directions have nothing in common.
     """
     a, _, _ = square_root(s1)
     values, vectors = torch.linalg.eigh(a @ s2 @ a)
-    values = values.clamp_min(0)
-    negligible = s1.shape[-1] * torch.finfo(torch.float64).eps * values[:, -1:]
+    negligible = _rounding(s1, s2)[:, None]
+    common = (s1 * s2).sum((-2, -1))[:, None] > negligible
+    values = torch.where(common, values.clamp_min(0), 0)
     ridge = ridge[:, None]
     shifted = values + ridge
     root = shifted.sqrt()
@@ -113,6 +115,12 @@ def transport(s1: Tensor, s2: Tensor, ridge: Tensor) -> Roots:
         scaled @ factor.mT,
         None,
     )
+
+
+def _rounding(s1: Tensor, s2: Tensor) -> Tensor:
+    """What rounding may have made of tr C = <S1, S2> [B]."""
+    summed = torch.linalg.vecdot(s1.abs().flatten(1), s2.abs().flatten(1))
+    return s1.shape[-1] * torch.finfo(torch.float64).eps * summed
 
 
 def roots(s1: Tensor, s2: Tensor, ridge: Tensor, to_features: bool) -> Roots:
@@ -160,6 +168,7 @@ def value_and_gradients(
     apart = m_y - m_x
     flat_x, flat_y = s1.reshape(b, d * d), s2.reshape(b, d * d)
     overlap = torch.linalg.vecdot(flat_x, flat_y)  # tr C
+    overlap = torch.where(overlap <= _rounding(s1, s2), 0, overlap)
     if relative is None:
         relative = RELATIVE_RIDGE / d
     if ridge is not None:
