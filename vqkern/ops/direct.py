@@ -143,7 +143,8 @@ def direct(
         def backward(ctx, *grads):
             return backward(ctx, *grads)
 
-    apply = apply_ordinary(Direct)
+    # Past Function.apply, which looks for what torch.func may have left of tensors: not of these.
+    apply = super(torch.autograd.Function, Direct).apply
 
     def call(*inputs):
         tensors = [value for value in inputs if isinstance(value, Tensor)]
@@ -153,8 +154,3 @@ def direct(
         return apply(*inputs) if wanted else function(*inputs)
 
     return call
-
-
-def apply_ordinary(function: type[torch.autograd.Function]) -> Callable:
-    """`function.apply` for ordinary tensors, of which torch.func has left nothing."""
-    return super(torch.autograd.Function, function).apply

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..direct import apply_ordinary, is_ordinary, needs_grad, transformable
+from ..direct import direct, is_ordinary, needs_grad, transformable
 from .moments import Moments, passes
 
 
@@ -21,71 +21,14 @@ def of_points(
 ) -> Tensor:
     """The distance [...] of points x [..., N, D], or moments that need no gradient, to y [..., K,
     D]."""
-    grad = torch.is_grad_enabled()
+    mean = covariance = None
     if isinstance(x, Moments):
-        _, mean, covariance = x
-        x, watched = None, (mean, covariance, y)
-    else:
-        mean = covariance = None
-        watched = x, y
-    if is_ordinary(*watched):
-        x_grad = grad and x is not None and x.requires_grad
-        return _apply(x, mean, covariance, y, ridge, x_grad, double, backend)
-    x_grad = grad and x is not None and needs_grad(x)
+        x, (_, mean, covariance) = None, x
+    x_grad = x is not None and torch.is_grad_enabled() and needs_grad(x)
     return _of_points(x, mean, covariance, y, ridge, x_grad, double, backend)[0]
 
 
-def _forward(
-    x: Tensor | None,
-    mean: Tensor | None,
-    covariance: Tensor | None,
-    y: Tensor,
-    ridge: float | None,
-    x_grad: bool,
-    double: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The value [...] and the pulls of x, if asked for, and y."""
-    features = (mean, covariance) if x is None else x
-    return passes(backend).value_and_pulls(features, y, ridge, x_grad, double)
-
-
-_Two = tuple[Tensor | None, Tensor | None]
-
-
-class _OfPoints(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, mean, covariance, y, ridge, x_grad, double, backend):
-        value, *pulls = _forward(x, mean, covariance, y, ridge, x_grad, double, backend)
-        ctx.backend = backend
-        ctx.save_for_backward(x if x_grad else None, mean, covariance, y, *pulls)
-        return value
-
-    @staticmethod
-    def backward(ctx, grad):
-        x_asked, _, _, y_asked, *_ = ctx.needs_input_grad
-        to_x, to_y = _pulled(ctx, grad, x_asked, y_asked)
-        return to_x, None, None, to_y, None, None, None, None
-
-
-_apply = apply_ordinary(_OfPoints)
-
-
-def _pulled(ctx, grad: Tensor, x_asked: bool, y_asked: bool) -> _Two:
-    """The gradients that are asked for."""
-    x, mean, covariance, y, *pulls = ctx.saved_tensors
-    points = x if x_asked else None, y if y_asked else None
-    # With create_graph, the operator: it knows to raise in a second derivative. It also takes what
-    # came in through the operator, as views that are negated.
-    given = (t for t in (grad, *points, *pulls) if t is not None)
-    if is_ordinary(*given) and not torch.is_grad_enabled():
-        return passes(ctx.backend).map_points(points, pulls, grad)
-    found = _of_points_backward(grad, x, mean, covariance, y, *pulls, x_asked, y_asked, ctx.backend)
-    return found[0] if x_asked else None, found[1] if y_asked else None
-
-
-@torch.library.custom_op("vqkern::gaussian_w2_of_points", mutates_args=())
-def _of_points_op(
+def _of_points_of(
     x: Tensor | None,
     mean: Tensor | None,
     covariance: Tensor | None,
@@ -95,8 +38,15 @@ def _of_points_op(
     double: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    value, pull_x, pull_y = _forward(x, mean, covariance, y, ridge, x_grad, double, backend)
+    """The value [...] and the pulls of x, empty if not asked for, and y."""
+    features = (mean, covariance) if x is None else x
+    value, pull_x, pull_y = passes(backend).value_and_pulls(features, y, ridge, x_grad, double)
     return value, value.new_empty(0) if pull_x is None else pull_x, pull_y
+
+
+_of_points_op = torch.library.custom_op(
+    "vqkern::gaussian_w2_of_points", _of_points_of, mutates_args=()
+)
 
 
 @_of_points_op.register_fake
@@ -139,13 +89,27 @@ _of_points_backward = transformable(_of_points_backward_op)
 
 def _setup_context(ctx, inputs, output):
     x, mean, covariance, y, _, x_grad, _, ctx.backend = inputs
+    ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(x if x_grad else None, mean, covariance, y, *output[1:])
 
 
 def _backward(ctx, grad, _pull_x, _pull_y):
-    to_x, to_y = _pulled(ctx, grad, ctx.needs_input_grad[0], ctx.needs_input_grad[3])
+    if grad is None:
+        return (None,) * 8
+    x, mean, covariance, y, *pulls = ctx.saved_tensors
+    x_asked, _, _, y_asked, *_ = ctx.needs_input_grad
+    points = x if x_asked else None, y if y_asked else None
+    # With create_graph, the operator: it knows to raise in a second derivative. It also takes what
+    # came in through the operator, as views that are negated.
+    given = (t for t in (grad, *points, *pulls) if t is not None)
+    if is_ordinary(*given) and not torch.is_grad_enabled():
+        to_x, to_y = passes(ctx.backend).map_points(points, pulls, grad)
+    else:
+        asked = x_asked, y_asked
+        found = _of_points_backward(grad, x, mean, covariance, y, *pulls, *asked, ctx.backend)
+        to_x, to_y = (to if wanted else None for to, wanted in zip(found, asked, strict=True))
     return to_x, None, None, to_y, None, None, None, None
 
 
-_of_points = transformable(_of_points_op, _setup_context, _backward)
+_of_points = direct(_of_points_of, _of_points_op, _setup_context, _backward)
