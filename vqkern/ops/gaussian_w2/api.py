@@ -50,15 +50,14 @@ def gaussian_w2(
 
     Numerics:
         Sums and the D x D problem are float64; "cpp" with up to 32 channels keeps the digits of
-        channels a hundred thousand times narrower than others, where eigendecompositions lose some
-        in 1e-5 of the gradient. Repeated eigenvalues are as good as others. Where
-        codes have no variance in some direction (fewer codes than channels, equal codes), the
-        distance has a kink, of whose subgradients this is the one that leaves such a direction to
-        the means alone: codes that are all equal move with their mean. At ridge 0 the same holds
-        for eigenvalues of C that rounding cannot tell from 0; a ridge above 0 that is below D 2^-52
-        of the largest leaves the gradient in their directions to rounding. So does a variance of
-        the codes in some direction that is below 2^-48 of their largest, where the features are
-        wide. "triton" has no
+        channels a hundred thousand times narrower than others, where eigendecompositions lose up to
+        4e-5 of the gradient. Repeated eigenvalues are as good as others. Where codes have no
+        variance in some direction (fewer codes than channels, equal codes), the distance has a
+        kink, of whose subgradients this is the one that leaves such a direction to the means alone:
+        codes that are all equal move with their mean. At ridge 0 the same holds for eigenvalues of
+        C that rounding cannot tell from 0; a ridge above 0 that is below D 2^-52 of the largest
+        leaves the gradient in their directions to rounding. So does a variance of the codes in some
+        direction that is below 2^-48 of their largest, where the features are wide. "triton" has no
         eigendecomposition and takes a ridge of at least 3e-14 tr(C), also for None; the gradient of
         codes that are rank-deficient, or 10,000 times narrower in some directions than in others,
         is then right to 1e-3, and that of others to float32. A point that is not finite gives NaN,
