@@ -5,22 +5,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def require_float(op: str, name: str, tensor: Tensor) -> None:
-    """`tensor` must be a floating-point torch.Tensor."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
-    if not tensor.is_floating_point():
+    """`tensor` must be a dense floating-point torch.Tensor."""
+    require_dense(op, name, tensor)
+    if tensor.dtype not in _REAL:
         raise TypeError(
             f"{op}: {name} must be floating point (float16, bfloat16, float32 or float64), "
             f"got {tensor.dtype}"
         )
 
 
-def require_index(op: str, name: str, tensor: Tensor) -> None:
-    """`tensor` must be an integer torch.Tensor, of a type whose values all fit in int64."""
+def require_dense(op: str, name: str, tensor: Tensor) -> None:
+    """`tensor` must be a torch.Tensor with a place in memory for each value of a full shape."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.is_nested:
+        raise TypeError(
+            f"{op}: {name} must be a dense tensor, got a nested one; pass its values() or pad it"
+        )
+    if tensor.layout is not torch.strided:
+        raise TypeError(
+            f"{op}: {name} must be a dense tensor, got layout {tensor.layout}; "
+            f"pass {name}.to_dense()"
+        )
+
+
+def require_index(op: str, name: str, tensor: Tensor) -> None:
+    """`tensor` must be an integer torch.Tensor, of a type whose values all fit in int64."""
+    require_dense(op, name, tensor)
     real = not (tensor.is_floating_point() or tensor.is_complex())
     if not real or tensor.dtype in (torch.bool, torch.uint64):
         raise TypeError(f"{op}: {name} must be an integer tensor, got {tensor.dtype}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import backend as backends
 from ..checks import common_dtype, require_float, require_matrix, require_same_device
-from ..direct import needs_grad, transformable
+from ..direct import direct, needs_grad, undifferentiated
 from . import reference
 
 # Multiples of the mean heuristic used when no bandwidths are given.
@@ -158,8 +158,7 @@ def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=device)
 
 
-@torch.library.custom_op("vqkern::squared_mmd", mutates_args=())
-def _squared_mmd_op(
+def _squared_mmd_of(
     x: Tensor,
     y: Tensor,
     bandwidths: Tensor,
@@ -168,6 +167,7 @@ def _squared_mmd_op(
     y_grad: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """The value and its gradients to x and y, empty where they are not asked for."""
     if backend == "cpp":
         from . import native
 
@@ -177,6 +177,9 @@ def _squared_mmd_op(
 
         return triton_kernels.squared_mmd(x, y, bandwidths, unbiased, x_grad, y_grad)
     return reference.squared_mmd(x, y, bandwidths, unbiased, x_grad, y_grad)
+
+
+_squared_mmd_op = torch.library.custom_op("vqkern::squared_mmd", _squared_mmd_of, mutates_args=())
 
 
 @_squared_mmd_op.register_fake
@@ -191,9 +194,13 @@ def _(x, y, bandwidths, unbiased, x_grad, y_grad, backend):
 
 # An op without a derivative of its own: asking for a second derivative raises. It takes x and y, on
 # which the saved gradient depends, so that autograd knows what a second derivative would need.
-@torch.library.custom_op("vqkern::squared_mmd_backward", mutates_args=())
-def _squared_mmd_backward_op(grad: Tensor, saved: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def _squared_mmd_backward_of(grad: Tensor, saved: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return grad * saved
+
+
+_squared_mmd_backward_op = torch.library.custom_op(
+    "vqkern::squared_mmd_backward", _squared_mmd_backward_of, mutates_args=()
+)
 
 
 @_squared_mmd_backward_op.register_fake
@@ -201,7 +208,7 @@ def _(grad, saved, x, y):
     return torch.empty_like(saved)
 
 
-_squared_mmd_backward = transformable(_squared_mmd_backward_op)
+_squared_mmd_backward = undifferentiated(_squared_mmd_backward_of, _squared_mmd_backward_op)
 
 
 def _setup_context(ctx, inputs, output):
@@ -221,4 +228,4 @@ def _backward(ctx, grad_value, _gx, _gy):
     return to_x, to_y, None, None, None, None, None
 
 
-_squared_mmd = transformable(_squared_mmd_op, _setup_context, _backward)
+_squared_mmd = direct(_squared_mmd_of, _squared_mmd_op, _setup_context, _backward)
