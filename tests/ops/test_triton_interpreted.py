@@ -169,6 +169,20 @@ def test_only_listed_rows_are_searched(listed):
             assert index[row] == -5 and distance[row] == -5
 
 
+@interpreted
+def test_an_empty_list_rounds_nothing(monkeypatch):
+    """No kernel writes to memory: what is made for it still holds what it was made with."""
+    untouched = torch.Tensor.new_full
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda t, *shape, **kind: untouched(t, shape, 7, **kind)
+    )
+    (none,) = decide.no_rows(10, torch.device("cpu"))
+    codes = rounding.round_codes(normal(300, 5, 44), 16, 64, none)
+    assert all(bool((t == 7).all()) for t in codes[2:])
+    rows = rounding.round_rows(normal(10, 5, 43), codes, 16, none)
+    assert all(bool((t == 7).all()) for t in rows)
+
+
 def tied_rows():
     """Rows whose nearest codes are one vector, and the list of all but the last row."""
     codes = normal(150, 6, 41).repeat(2, 1)

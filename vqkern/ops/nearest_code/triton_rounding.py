@@ -95,6 +95,9 @@ def _round_codes_kernel(
     that the minimum over a group needs no other thread; a group is still a run of consecutive
     codes.
     """
+    if LISTED:
+        if tl.load(count) == 0:
+            return
     tile = tl.program_id(0).to(tl.int64)
     slot = tl.arange(0, CODES)
     group: tl.constexpr = CODES // 4
