@@ -15,6 +15,7 @@ from vqkern.quantizers import (
     Gradient,
     Groups,
     Halves,
+    Product,
     Table,
     VectorQuantizer,
 )
@@ -378,3 +379,43 @@ def test_a_deep_copy_is_independent():
     assert all(torch.equal(v, before[k]) for k, v in q.state_dict().items())
     assert not torch.equal(other.codes[0][0], q.codes[0][0])
     assert q.usage()[0][0].tokens == 0 and other.usage()[0][0].tokens == 4 * 48
+
+
+@pytest.mark.parametrize("channel_dim", [-1, 1])
+@pytest.mark.parametrize("training", [True, False])
+def test_alone_and_as_the_only_part_are_one(training, channel_dim):
+    """Masked and non-finite positions among the others: bit for bit, gradients and usage too."""
+    alone = VectorQuantizer(Table(16, 4), channel_dim=channel_dim).train(training)
+    part = VectorQuantizer(copy.deepcopy(alone.parametrisation))
+    inside = Product([part], channel_dim=channel_dim).train(training)
+    z = torch.randn(3, 5, 4)
+    z[0, 1, 2] = torch.nan
+    mask = torch.rand(3, 5) > 0.3
+    found = []
+    for q, table in ((alone, alone.parametrisation), (inside, part.parametrisation)):
+        leaf = z.movedim(-1, channel_dim).clone().requires_grad_()
+        quantized, index, loss = q(leaf, mask)
+        seen = quantized.movedim(channel_dim, -1)[mask & (index >= 0)]
+        (seen.sin().sum() + loss).backward()
+        found.append((quantized, index, loss, leaf.grad, table.weight.grad))
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=0, equal_nan=True)
+    assert bool(found[0][-1].any())  # codes learn, in eval mode from what is made of them
+    assert alone.usage() == inside.usage()
+    assert alone.usage().tokens == int(mask.sum()) - (1 if mask[0, 1] else 0)
+
+
+def test_what_stores_no_codes_refuses_them_by_name():
+    for name in ("fsq", "fsq_rq"):
+        q = build(name, channel_dim=-1)
+        with pytest.raises(TypeError, match="load_codes needs free tables of codes, FSQ has none"):
+            q.load_codes(q.codes)
+
+
+def test_what_cannot_be_a_part_is_refused():
+    inside = vqkern.build_quantizer("vanilla_projected", dim=4, codebook_size=16)
+    variational = vqkern.build_quantizer("vaevq", dim=4, codebook_size=16)
+    with pytest.raises(TypeError, match="can be part of a structure, got Projected"):
+        Groups([inside])
+    with pytest.raises(TypeError, match="takes 8 and gives 4"):
+        Groups([variational])

@@ -1,7 +1,7 @@
 """Quantizers: points of the grid of code parametrisation, update rule, alignment and structure."""
 
 from .alignment import MMD, PriorWasserstein, Wasserstein
-from .base import Quantizer, QuantizeResult, Usage
+from .base import Quantizer, QuantizeResult
 from .bridge import VQBridge
 from .codes import MLP5, Linear, Table
 from .compose import CODEBOOK_FREE, STRUCTURES
@@ -16,6 +16,7 @@ from .residual import Residual
 from .scalar import BSQ, FSQ, LFQ
 from .sphere import Spherical
 from .updates import EMA, Gradient, Online, Revival, UpdateRule
+from .usage import Usage
 from .variational import VariationalQuantizer
 from .vector import VectorQuantizer
 

@@ -1,16 +1,15 @@
-"""What every quantizer shares: its result, usage statistics, layout and public methods."""
+"""What every quantizer is: its result, its public methods, and those by which quantizers nest."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..ops.checks import require_float
-from ..ops.direct import undifferentiated
-from ..ops.rows import count_codes
-from .ranks import number_of_ranks, sum_over_ranks
+from ..ops.checks import require_float, require_index
+from .estimators import Estimator, straight_through
+from .usage import Usage
 
 
 class QuantizeResult(NamedTuple):
@@ -21,106 +20,31 @@ class QuantizeResult(NamedTuple):
     loss: Tensor
 
 
-class Usage(NamedTuple):
-    """Code usage since the last reset.
-
-    tokens: tokens counted. codes_hit: codes chosen at least once. utilization: codes_hit / K.
-    perplexity: exp of the entropy of the code frequencies, 1 to K. dead_codes: K - codes_hit.
-    skipped: tokens left out because they were not finite.
-    """
-
-    tokens: int
-    codes_hit: int
-    utilization: float
-    perplexity: float
-    dead_codes: int
-    skipped: int
-
-
-_count_codes_op = torch.library.custom_op(
-    "vqkern::count_codes", count_codes, mutates_args=("hits", "skipped")
-)
-_count_codes = undifferentiated(count_codes, _count_codes_op)
-
-
-@_count_codes_op.register_fake
-def _(index: Tensor, counted: Tensor, hits: Tensor, skipped: Tensor) -> None:
-    return None
-
-
-@_count_codes_op.register_vmap
-def _(info, in_dims, index, counted, hits, skipped):
-    """All of a batch count together."""
-    if in_dims[2] is not None or in_dims[3] is not None:
-        raise NotImplementedError("count_codes: vmap over the counts themselves is not there")
-    each = (index, in_dims[0]), (counted, in_dims[1])
-    index, counted = (
-        t.expand(info.batch_size, *t.shape) if at is None else t.movedim(at, 0) for t, at in each
-    )
-    return _count_codes_op(index.reshape(-1), counted.reshape(-1), hits, skipped), None
-
-
-def runs_again() -> bool:
-    """Whether this forward pass runs inside of a backward pass, as activation checkpointing repeats
-    it there."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
-class UsageCounter(nn.Module):
-    """Counts how often each of `num_codes` codes is chosen, without synchronising with the host.
-
-    In training mode the tokens of all ranks count, on each of them; in eval mode, which need not
-    run on all, those of this rank. What activation checkpointing runs again counts once.
-    """
-
-    def __init__(self, num_codes: int) -> None:
-        super().__init__()
-        self.register_buffer("count", torch.zeros(num_codes, dtype=torch.int64), persistent=False)
-        self.register_buffer("skipped", torch.zeros((), dtype=torch.int64), persistent=False)
-
-    def _apply(self, fn, recurse=True):
-        """Counts stay int64 where `Module.type` casts a whole model."""
-        super()._apply(fn, recurse)
-        self.count, self.skipped = self.count.long(), self.skipped.long()
-        return self
-
-    @torch.no_grad()
-    def add(self, index: Tensor, counted: Tensor) -> None:
-        """Counts index [N] where `counted` [N]; an index of -1 there is a skipped token."""
-        if runs_again():
-            return
-        if not self.training or number_of_ranks() == 1:
-            _count_codes(index, counted, self.count, self.skipped)
-            return
-        hits, skipped = torch.zeros_like(self.count), torch.zeros_like(self.skipped)
-        _count_codes(index, counted, hits, skipped)
-        sum_over_ranks(hits)
-        sum_over_ranks(skipped)
-        self.count += hits
-        self.skipped += skipped
-
-    def reset(self) -> None:
-        self.count.zero_()
-        self.skipped.zero_()
-
-    def usage(self) -> Usage:
-        counts = self.count.double()
-        tokens = counts.sum()
-        frequency = counts[counts > 0] / tokens
-        hit = len(frequency)
-        entropy = float(-(frequency * frequency.log()).sum()) if hit else 0.0
-        return Usage(
-            tokens=int(tokens),
-            codes_hit=hit,
-            utilization=hit / len(counts),
-            perplexity=float(torch.tensor(entropy).exp()) if hit else 0.0,
-            dead_codes=len(counts) - hit,
-            skipped=int(self.skipped),
-        )
-
-
 class Quantizer(nn.Module):
-    """Base of all quantizers: z of any layout is brought to rows [N, dim], quantized, brought back.
+    """Base of all quantizers, alone and as parts of others.
+
+    A quantizer is what it does to latents [..., dim], channels last; `forward`, `encode` and
+    `decode` follow from that, and so does what structures do with it. An index is [..., *tokens],
+    where `tokens` are the token axes that the quantizer itself adds. A snapshot of the codes is
+    taken once a call, so that a projector runs once however often its codes are searched.
+
+        _snapshot() -> codes                 what the other methods take
+        _assign(latents, codes) -> index     the search; -1 where not finite
+        _take(codes, index) -> nearest       differentiable in the codes; NaN at -1
+        _estimators() -> list                the gradient estimators inside
+        _estimate(latents, nearest, index, codes) -> quantized
+                                             the gradient's way to the latents
+        _learn(latents, nearest, index, codes) -> loss
+                                             a training step: losses and updates
+        _settle(latents, index, codes) -> loss
+                                             the same without the two pulls between latents and
+                                             codes: alignment and updates
+        _train(latents, index, codes) -> quantized, loss
+                                             _take, _estimate and _learn
+        _count(index, counted)               usage
+        _start_from(rows)                    codes from data
+
+    Rows that are masked come as NaN, so that one rule covers both: index -1 takes part in nothing.
 
     Args:
         dim: channels of z.
@@ -129,7 +53,9 @@ class Quantizer(nn.Module):
 
     # How `build_quantizer` can build this quantizer again; None if it was composed by hand.
     config: dict | None = None
-    # For structures: whether an index has no token axis, and whether z must be [B, H, W, dim].
+    # For structures: whether it can be a part, whether an index has no token axis, and whether z
+    # must be [B, H, W, dim].
+    nests = True
     one_token = True
     takes_maps = False
 
@@ -146,6 +72,16 @@ class Quantizer(nn.Module):
     def in_channels(self) -> int:
         """Channels of z: `dim`, or more where a latent is described by more than its place."""
         return self.dim
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes of a token; of the largest if tokens differ."""
+        raise NotImplementedError
+
+    @property
+    def codes(self) -> Tensor | list:
+        """The effective codes [K, dim]; of a structure, a list with those of each part."""
+        raise NotImplementedError
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizeResult:
         """Quantizes z.
@@ -164,35 +100,42 @@ class Quantizer(nn.Module):
         Raises:
             TypeError, ValueError: z or mask has the wrong type, shape or device.
         """
-        rows, shape = self._to_rows(z)
-        counted = self._checked_mask(mask, shape, z.device)
-        quantized, index, loss = self._quantize(rows, counted)
+        latents = self._to_latents(z)
+        usable, counted = self._masked(latents, mask)
+        quantized, index, loss = self._quantize(usable, counted)
         if mask is not None:
-            quantized = torch.where(counted[:, None], quantized, rows[:, : self.dim])
-        return QuantizeResult(self._from_rows(quantized, shape), index.reshape(shape), loss)
+            quantized = torch.where(counted[..., None], quantized, latents[..., : self.dim])
+        return QuantizeResult(quantized.movedim(-1, self.channel_dim), index, loss)
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
         """Indices of z, the ones that `forward` gives in eval mode; usage does not count them."""
-        rows, shape = self._to_rows(z)
-        return self._search(rows).reshape(shape)
+        return self._assign(self._to_latents(z)[..., : self.dim], self._snapshot())
 
-    def decode(self, index: Tensor) -> Tensor:
+    def decode(self, index: Tensor, *, first: Any = None) -> Tensor:
         """The codes behind indices, channels at `channel_dim`; index -1 gives NaN.
+
+        Args:
+            index: as `forward` gives it.
+            first: how many groups, stages or scales to decode, of a quantizer that has them.
 
         Raises:
             TypeError: `index` is not an integer tensor.
             IndexError: an index is not that of a code.
+            ValueError: `first` is given and there is nothing of which it could be.
         """
-        raise NotImplementedError
+        name = type(self).__name__
+        if first is not None:
+            raise ValueError(
+                f"first: {name} has no groups, stages or scales of which the first could be "
+                "decoded alone"
+            )
+        require_index(name, "index", index)
+        return self._take(self._snapshot(), index).movedim(-1, self.channel_dim)
 
-    @property
-    def codes(self) -> Tensor:
-        """The effective codes [K, dim]."""
-        raise NotImplementedError
-
-    def usage(self) -> Usage:
-        """Usage of the codes in all forward passes since the last reset."""
+    def usage(self) -> Usage | list:
+        """Usage of the codes in all forward passes since the last reset; a list if there are
+        several codebooks."""
         raise NotImplementedError
 
     def reset_usage(self) -> None:
@@ -210,47 +153,107 @@ class Quantizer(nn.Module):
             TypeError: the codes are not free tables, which alone can take any values.
             ValueError: fewer finite latents than codes.
         """
-        self._start_from(self._to_rows(z)[0])
+        latents = self._channels_last(z)[..., : self.dim]
+        self._start_from(latents.reshape(-1, self.dim))
+
+    def load_codes(self, codes: Tensor | list) -> None:
+        """Overwrites the codes with what `codes` may give.
+
+        Raises:
+            TypeError: they are not free tables, which alone can take any values.
+            ValueError: wrong shape, or a value is not finite.
+        """
+        raise TypeError(f"load_codes needs free tables of codes, {type(self).__name__} has none")
+
+    def fold(self) -> Quantizer:
+        """A quantizer with the same indices and outputs, its codes in plain tables, and nothing
+        that moves them."""
+        raise NotImplementedError
 
     def _start_from(self, rows: Tensor) -> None:
         raise TypeError(
             f"start_from needs free tables of codes, {type(self).__name__} cannot start from data"
         )
 
-    def _quantize(self, rows: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        raise NotImplementedError
+    def _to_latents(self, z: Tensor) -> Tensor:
+        """z [..., in_channels], contiguous: what follows reads it more than once."""
+        return self._channels_last(z).contiguous()
 
-    def _search(self, rows: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _to_rows(self, z: Tensor) -> tuple[Tensor, torch.Size]:
+    def _channels_last(self, z: Tensor) -> Tensor:
         name = type(self).__name__
         require_float(name, "z", z)
-        axis = self.channel_dim
-        channels = self.in_channels
+        axis, channels = self.channel_dim, self.in_channels
         if not -z.dim() <= axis < z.dim() or z.shape[axis] != channels:
             raise ValueError(
                 f"{name}: z must have {channels} channels at dimension {axis}, got {list(z.shape)}"
             )
-        last = z.movedim(axis, -1)
-        return last.reshape(-1, channels), last.shape[:-1]
+        return z.movedim(axis, -1)
 
-    def _from_rows(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        return rows.reshape(*shape, self.dim).movedim(-1, self.channel_dim)
-
-    def _checked_mask(self, mask: Tensor | None, shape: torch.Size, device: torch.device) -> Tensor:
+    def _masked(self, latents: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Latents with NaN where they are masked, and bool [...]: what counts."""
+        positions = latents.shape[:-1]
         if mask is None:
-            return torch.ones(shape.numel(), dtype=torch.bool, device=device)
+            return latents, torch.ones(positions, dtype=torch.bool, device=latents.device)
+        counted = self._whole(self._checked_mask(mask, positions, latents.device))
+        return latents.masked_fill(~counted[..., None], torch.nan), counted
+
+    def _quantize(self, latents: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantized latents [..., dim], index and loss of latents [..., in_channels]."""
+        codes = self._snapshot()
+        with torch.no_grad():
+            index = self._assign(latents, codes)
+            self._count(index, counted)
+        if self.training:
+            quantized, loss = self._train(latents, index, codes)
+            return quantized, index, loss
+        quantized = self._take(codes, index).to(latents.dtype)
+        return quantized, index, latents.new_zeros((), dtype=torch.float32)
+
+    def _train(self, latents: Tensor, index: Tensor, codes) -> tuple[Tensor, Tensor]:
+        nearest = self._take(codes, index)
+        # Before the update, which may overwrite the codes.
+        quantized = self._estimate(latents, nearest.detach().to(latents.dtype), index, codes)
+        return quantized, self._learn(latents, nearest, index, codes)
+
+    def _whole(self, counted: Tensor) -> Tensor:
+        """`counted` [...] where what is quantized as one is counted as one."""
+        return counted
+
+    def _checked_mask(self, mask: Tensor, positions: torch.Size, device: torch.device) -> Tensor:
         name = type(self).__name__
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
             raise TypeError(f"{name}: mask must be a bool tensor, got {got}")
-        if mask.shape != shape or mask.device != device:
+        if mask.shape != positions or mask.device != device:
             raise ValueError(
-                f"{name}: mask must have shape {list(shape)} on {device}, "
+                f"{name}: mask must have shape {list(positions)} on {device}, "
                 f"got {list(mask.shape)} on {mask.device}"
             )
-        return mask.reshape(-1)
+        return mask
+
+    def _snapshot(self) -> Any:
+        raise NotImplementedError
+
+    def _assign(self, latents: Tensor, codes) -> Tensor:
+        raise NotImplementedError
+
+    def _take(self, codes, index: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _estimators(self) -> list[Estimator]:
+        return []
+
+    def _estimate(self, latents: Tensor, nearest: Tensor, index: Tensor, codes) -> Tensor:
+        return straight_through(latents, nearest)
+
+    def _learn(self, latents: Tensor, nearest: Tensor, index: Tensor, codes) -> Tensor:
+        raise NotImplementedError
+
+    def _settle(self, latents: Tensor, index: Tensor, codes) -> Tensor:
+        raise NotImplementedError
+
+    def _count(self, index: Tensor, counted: Tensor) -> None:
+        raise NotImplementedError
 
 
 def require_weight(name: str, value: float) -> None:

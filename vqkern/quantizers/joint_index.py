@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..ops.direct import undifferentiated
 from ..ops.rows import join_digits, require_in_range, split_digits
-from .base import Usage, UsageCounter
+from .usage import Usage, UsageCounter
 
 # Above so many implicit codes nothing is made that has a row for each of them.
 MAX_EXPLICIT_CODES = 2**24

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ..ops.checks import require_index
-from .base import Quantizer, QuantizeResult, Usage
+from .base import Quantizer, QuantizeResult
 from .joint_index import JointCounter, join_index, joint_size, split_index
 from .structure import Structured, checked_parts
+from .usage import Usage
 
 
 class ChannelParts(Structured):

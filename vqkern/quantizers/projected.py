@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ..ops.checks import common_dtype
-from .base import Quantizer, QuantizeResult, Usage, require_weight
+from .base import Quantizer, QuantizeResult, require_weight
 from .pulls import masked_mse
 from .structure import checked_parts
+from .usage import Usage
 
 FORMS = ("around", "after")
 
@@ -81,6 +81,7 @@ class Projected(Quantizer):
         ValueError: an argument is out of range.
     """
 
+    nests = False
     one_token = False
     takes_maps = True
     structure: tuple[str, dict] | None = None
@@ -148,8 +149,7 @@ class Projected(Quantizer):
         maps, usable = self._to_maps(z)
         finite, unmasked = usable, torch.ones_like(usable)
         if mask is not None:
-            counted = self._checked_mask(mask, maps.shape[:-1], z.device)
-            unmasked = counted.reshape(len(maps), -1).all(1)
+            unmasked = self._checked_mask(mask, maps.shape[:-1], z.device).flatten(1).all(1)
             usable = finite & unmasked
         valid = _per_map(usable)
         # Zeros, not NaN, go through the convolutions: a gradient of 0 times NaN would be NaN.
@@ -196,15 +196,7 @@ class Projected(Quantizer):
         Raises:
             ValueError: `first` is given and the part has nothing of which it could be.
         """
-        if first is None:
-            chosen = self.part.decode(index)
-        elif "first" in inspect.signature(self.part.decode).parameters:
-            chosen = self.part.decode(index, first=first)
-        else:
-            raise ValueError(
-                f"first: {type(self.part).__name__} has no groups, stages or scales of which the "
-                f"first could be decoded alone"
-            )
+        chosen = self.part.decode(index, first=first)
         complete = _per_map(chosen.flatten(1).isfinite().all(1))
         maps = self.after(torch.where(complete, chosen, 0).to(common_dtype(chosen)))
         return torch.where(complete, maps, torch.nan).movedim(-1, self.channel_dim)
@@ -231,8 +223,7 @@ class Projected(Quantizer):
 
     def _to_maps(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z as [B, H, W, dim], at least float32, and which of the maps are finite, [B]."""
-        self._to_rows(z)  # checks type and channels
-        maps = z.movedim(self.channel_dim, -1)
+        maps = self._to_latents(z)
         if maps.dim() != 4:
             raise ValueError(
                 f"Projected: z must be feature maps with {self.dim} channels at dimension "

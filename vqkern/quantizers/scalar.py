@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from ..ops.checks import common_dtype
-from .base import Usage, require_weight
+from .base import Quantizer, require_weight
 from .entropy import bit_entropies
 from .estimators import straight_through
 from .joint_index import MAX_EXPLICIT_CODES, JointCounter, joint_size, split_index
 from .pulls import masked_mse, pulled_through
 from .rounding import round_channels, round_index, sign_index, sign_values
 from .sphere import on_sphere
-from .structure import Composable
+from .usage import Usage
 
 
-class ScalarQuantizer(Composable):
+class ScalarQuantizer(Quantizer):
     """Base of FSQ, LFQ and BSQ: n_m values a channel, K = n_1 ... n_D codes, none of them stored.
 
     The index is joint, r = r_1 + sum_m (n_1 ... n_{m-1}) r_m (unifying view eq. 9). `usage()` is

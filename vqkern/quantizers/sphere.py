@@ -8,8 +8,9 @@ from torch import Tensor
 from ..ops.checks import common_dtype
 from ..ops.direct import direct, undifferentiated
 from ..ops.rows import unit_rows, unit_rows_slope
-from .base import Quantizer, Usage
+from .base import Quantizer
 from .structure import Structured, checked_parts
+from .usage import Usage
 
 
 def on_sphere(latents: Tensor) -> Tensor:

@@ -1,94 +1,18 @@
-"""What structured and codebook-free quantizers share: the protocol by which quantizers nest.
-
-A part is a quantizer with these methods. Latents are [..., dim], channels last; an index is
-[..., *tokens], where `tokens` are the token axes that the part itself adds; a snapshot of the
-codes is taken once a call, so that a projector runs once however often its codes are searched.
-
-    _snapshot() -> codes                                   what the other methods take
-    _assign(latents, codes) -> index                       the search; -1 where not finite
-    _take(codes, index) -> nearest                         differentiable in the codes; NaN at -1
-    _estimators() -> list                                  the gradient estimators inside
-    _estimate(latents, nearest, index, codes) -> quantized the gradient's way to the latents
-    _learn(latents, nearest, index, codes) -> loss         a training step: losses and updates
-    _settle(latents, index, codes) -> loss                 the same without the two pulls between
-                                                           latents and codes: alignment and updates
-    _train(latents, index, codes) -> quantized, loss       _take, _estimate and _learn
-    _count(index, counted)                                 usage
-
-Rows that are masked come as NaN, so that one rule covers both: index -1 takes part in nothing.
-"""
+"""What structures share: parts that are quantizers, once each, and one estimator for a sum."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..ops.checks import require_float, require_index
-from .base import Quantizer, QuantizeResult, Usage
+from .base import Quantizer
 from .estimators import Estimator, needs_codes, straight_through
+from .usage import Usage
 
 
-class Composable(Quantizer):
-    """A quantizer made of the methods above: forward, encode and decode follow from them."""
-
-    def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizeResult:
-        latents = self._to_latents(z)
-        positions = latents.shape[:-1]
-        counted = self._checked_mask(mask, positions, z.device).reshape(positions)
-        counted = self._whole(counted)
-        usable = latents if mask is None else latents.masked_fill(~counted[..., None], torch.nan)
-        codes = self._snapshot()
-        with torch.no_grad():
-            index = self._assign(usable, codes)
-            self._count(index, counted)
-        if self.training:
-            quantized, loss = self._train(usable, index, codes)
-        else:
-            quantized = self._take(codes, index).detach().to(z.dtype)
-            loss = latents.new_zeros((), dtype=torch.float32)
-        if mask is not None:
-            quantized = torch.where(counted[..., None], quantized, latents)
-        return QuantizeResult(quantized.movedim(-1, self.channel_dim), index, loss)
-
-    @torch.no_grad()
-    def encode(self, z: Tensor) -> Tensor:
-        return self._assign(self._to_latents(z), self._snapshot())
-
-    def decode(self, index: Tensor) -> Tensor:
-        require_index(type(self).__name__, "index", index)
-        return self._take(self._snapshot(), index).movedim(-1, self.channel_dim)
-
-    def _train(self, latents: Tensor, index: Tensor, codes) -> tuple[Tensor, Tensor]:
-        nearest = self._take(codes, index)
-        # Before the update, which may overwrite the codes.
-        quantized = self._estimate(latents, nearest.detach().to(latents.dtype), index, codes)
-        return quantized, self._learn(latents, nearest, index, codes)
-
-    def _to_latents(self, z: Tensor) -> Tensor:
-        name = type(self).__name__
-        require_float(name, "z", z)
-        axis = self.channel_dim
-        if not -z.dim() <= axis < z.dim() or z.shape[axis] != self.dim:
-            raise ValueError(
-                f"{name}: z must have {self.dim} channels at dimension {axis}, got {list(z.shape)}"
-            )
-        return z.movedim(axis, -1)
-
-    def _whole(self, counted: Tensor) -> Tensor:
-        """`counted` [...] where what is quantized as one is counted as one."""
-        return counted
-
-    def _estimators(self) -> list[Estimator]:
-        return []
-
-    def _estimate(self, latents: Tensor, nearest: Tensor, index: Tensor, codes) -> Tensor:
-        return straight_through(latents, nearest)
-
-
-class Structured(Composable):
+class Structured(Quantizer):
     """A quantizer composed of parts: `parts` holds each once, however often it is used.
 
     Args:
@@ -195,12 +119,12 @@ def checked_parts(name: str, parts: Iterable[Quantizer]) -> list[Quantizer]:
     if not parts:
         raise ValueError(f"{name}: parts is empty; it needs at least one quantizer")
     for number, part in enumerate(parts):
-        if not hasattr(part, "_settle"):
+        if not isinstance(part, Quantizer) or not part.nests:
             raise TypeError(
                 f"{name}: parts[{number}] must be a quantizer that can be part of a structure, "
                 f"got {type(part).__name__}"
             )
-        if getattr(part, "in_channels", part.dim) != part.dim:
+        if part.in_channels != part.dim:
             raise TypeError(
                 f"{name}: parts[{number}] must take as many channels as it gives, "
                 f"{type(part).__name__} takes {part.in_channels} and gives {part.dim}"

@@ -7,8 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..ops import nearest_code
-from ..ops.take_codes import take_codes
 from .alignment import Alignment
 from .base import require_weight
 from .codes import Table
@@ -101,25 +99,26 @@ class VariationalQuantizer(VectorQuantizer):
             noise: of the sample, shaped like the mean; None draws it. In eval mode the sample is
                 the mean.
         """
-        rows, shape = self._to_rows(z)
-        counted = self._checked_mask(mask, shape, z.device)
+        latents = self._to_latents(z)
+        usable, counted = self._masked(latents, mask)
         if noise is not None:
-            noise = noise.movedim(self.channel_dim, -1).reshape(-1, self.dim)
-        sampled, quantized, index, loss = self._branches(rows, counted, noise)
-        quantized = torch.where(counted[:, None], quantized, rows[:, : self.dim])
-        sampled, quantized = (self._from_rows(branch, shape) for branch in (sampled, quantized))
-        return Branches(sampled, quantized, index.reshape(shape), loss)
+            noise = noise.movedim(self.channel_dim, -1)
+        sampled, quantized, index, loss = self._branches(usable, counted, noise)
+        if mask is not None:
+            mean = latents[..., : self.dim]
+            sampled, quantized = (
+                torch.where(counted[..., None], x, mean) for x in (sampled, quantized)
+            )
+        sampled, quantized = (x.movedim(-1, self.channel_dim) for x in (sampled, quantized))
+        return Branches(sampled, quantized, index, loss)
 
-    def _search(self, rows: Tensor) -> Tensor:
-        return super()._search(rows[:, : self.dim])
-
-    def _quantize(self, rows: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self._branches(rows, counted, None)[1:]
+    def _quantize(self, latents: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self._branches(latents, counted, None)[1:]
 
     def _branches(
-        self, rows: Tensor, counted: Tensor, noise: Tensor | None
+        self, latents: Tensor, counted: Tensor, noise: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        mean, log_variance = rows.chunk(2, dim=-1)
+        mean, log_variance = latents.chunk(2, dim=-1)
         if not self.training:
             return mean, *super()._quantize(mean, counted)
         log_variance = log_variance.clamp(-30, 20).float()
@@ -127,13 +126,12 @@ class VariationalQuantizer(VectorQuantizer):
         sampled = mean + ((log_variance / 2).exp() * noise).to(mean.dtype)
         target = sampled if self.form == "paper" else mean
         # The clamp makes an infinite log-variance finite; such a row is not usable all the same.
-        target = torch.where(rows.isfinite().all(-1, keepdim=True), target, torch.nan)
-        codes = self.codes
-        index = nearest_code(target.detach(), codes.detach()).index
-        self.counter.add(index, counted)
-        index = torch.where(counted, index, -1)
-        valid = (index >= 0)[:, None]
-        nearest = take_codes(codes, index)
+        target = torch.where(latents.isfinite().all(-1, keepdim=True), target, torch.nan)
+        codes = self._snapshot()
+        index = self._assign(target, codes)
+        self._count(index, counted)
+        valid = (index >= 0)[..., None]
+        nearest = self._take(codes, index)
         # Rows left out become N(0, 1) at 0, whose terms are 0: NaN * 0 must not reach a gradient.
         place, log_variance, chosen = (
             torch.where(valid, x.float(), 0) for x in (mean, log_variance, nearest)
@@ -145,7 +143,8 @@ class VariationalQuantizer(VectorQuantizer):
         kl = 0.5 * (place.square() + log_variance.exp() - 1 - log_variance).sum() / tokens
         loss = self.rcs_weight * rcs + self.kl_weight * kl
         if self.alignment is not None:
-            loss = loss + self.alignment(sampled, valid[:, 0], codes.clone())
+            rows = sampled.reshape(-1, self.dim)
+            loss = loss + self.alignment(rows, valid.flatten(), codes.clone())
         if self.form == "paper":
             own = nearest.detach().to(mean.dtype)
             quantized = estimate(self.estimator, sampled, own, index, codes)

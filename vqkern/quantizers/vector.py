@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..ops import nearest_code
 from ..ops.take_codes import take_codes
 from .alignment import Alignment
-from .base import Quantizer, Usage, UsageCounter, require_weight, runs_again
+from .base import Quantizer, require_weight
 from .codes import Table
 from .estimators import (
     Estimator,
@@ -20,6 +20,7 @@ from .estimators import (
 from .kmeans import kmeans
 from .pulls import masked_mse, pulled_through, two_pulls
 from .updates import Gradient, TableRule
+from .usage import Usage, UsageCounter, runs_again
 
 
 class VectorQuantizer(Quantizer):
@@ -73,23 +74,6 @@ class VectorQuantizer(Quantizer):
         # Autocast does not know "meta", on which a model's shapes are worked out without memory.
         with torch.autocast("cpu" if device == "meta" else device, enabled=False):
             return self.parametrisation()
-
-    def _search(self, rows: Tensor) -> Tensor:
-        return nearest_code(rows.detach(), self.codes.detach()).index
-
-    def _quantize(self, rows: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        codes = self.codes
-        index = nearest_code(rows.detach(), codes.detach()).index
-        self.counter.add(index, counted)
-        index = torch.where(counted, index, -1)
-        if self.training:
-            quantized, loss = self._train(rows, index, codes)
-        else:
-            quantized = take_codes(codes, index).to(rows.dtype)
-            loss = rows.new_zeros((), dtype=torch.float32)
-        return quantized, index, loss
-
-    # What structures need of a part (structure.py): latents are [..., dim], an index [...].
 
     def _snapshot(self) -> Tensor:
         return self.codes
@@ -146,9 +130,6 @@ class VectorQuantizer(Quantizer):
     def _count(self, index: Tensor, counted: Tensor) -> None:
         self.counter.add(index.flatten(), counted.flatten())
 
-    def decode(self, index: Tensor) -> Tensor:
-        return take_codes(self.codes, index).movedim(-1, self.channel_dim)
-
     def usage(self) -> Usage:
         return self.counter.usage()
 
@@ -174,7 +155,7 @@ class VectorQuantizer(Quantizer):
 
     def _start_from(self, rows: Tensor) -> None:
         self._require_table("start_from")
-        self.load_codes(kmeans(rows[:, : self.dim], self.codebook_size))
+        self.load_codes(kmeans(rows, self.codebook_size))
 
     def _require_table(self, name: str) -> None:
         if not isinstance(self.parametrisation, Table):

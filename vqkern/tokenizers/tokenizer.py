@@ -131,15 +131,8 @@ class Tokenizer(nn.Module):
         """
         self._require_quantizer("decode")
         with self._exact():
-            if first is None:
-                latent = self.quantizer.decode(index)
-            elif _takes_first(self.quantizer):
-                latent = self.quantizer.decode(index, first=first)
-            else:
-                raise ValueError(
-                    f"first: {type(self.quantizer).__name__} has no groups, stages or scales of "
-                    f"which the first could be decoded alone"
-                )
+            part = {} if first is None else {"first": first}
+            latent = self.quantizer.decode(index, **part)
         return self.decode_latent(latent, size=size, tiles=tiles)
 
     def decode_latent(
@@ -350,9 +343,3 @@ def check_fits(config: Config, quantizer: nn.Module | None) -> None:
 def _pixels(tiles: Tiles, factor: int) -> tuple[int, int]:
     tiles.over(factor)
     return tiles.size, tiles.halo
-
-
-def _takes_first(quantizer: nn.Module) -> bool:
-    import inspect
-
-    return "first" in inspect.signature(quantizer.decode).parameters
