@@ -315,7 +315,6 @@ PYBIND11_MODULE(_native, module) {
                py::arg("threads"));
     module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("seconds") = 0.2,
                "GFLOP/s of float32 multiply-adds in registers.");
-    module.attr("most_bandwidths") = vqkern::kMostBandwidths;
     module.attr("most_rotated") = vqkern::kMostRotated;
     module.def("cpu_kernels", &cpu_kernels, "Kernels this CPU can run, fastest first.");
 }

@@ -37,15 +37,21 @@ __all__ = [
 ]
 
 
+_LOADED_WHEN_ASKED_FOR = ("data", "interop", "losses", "metrics", "tokenizers", "training")
+
+
 def __getattr__(name: str):
-    # Loaded when first asked for: most users of the kernels need neither.
-    if name in ("accelerate", "interop"):
+    # Loaded when first asked for: most users of the kernels need none of them.
+    if name in _LOADED_WHEN_ASKED_FOR:
         from importlib import import_module
 
-        interop = import_module(".interop", __name__)
-        return interop if name == "interop" else interop.accelerate
+        return import_module(f".{name}", __name__)
+    if name == "accelerate":
+        from .interop import accelerate
+
+        return accelerate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_LOADED_WHEN_ASKED_FOR})

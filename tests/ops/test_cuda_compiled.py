@@ -1,11 +1,15 @@
 """The CUDA kernels compile for Hopper GPUs and spill nothing. Needs nvcc alone."""
 
+import ctypes
 import re
 import shutil
 import subprocess
+import types
 from pathlib import Path
 
 import pytest
+
+from vqkern.ops.nearest_code import hopper
 
 SOURCES = Path(__file__).parents[2] / "csrc" / "cuda"
 
@@ -26,14 +30,29 @@ def test_kernels_compile_without_spills(source, kernels, tmp_path):
     assert len(spilled) == kernels and {int(n) for _, n in spilled} == {0}, report
 
 
-def test_the_library_has_what_python_calls():
-    """Names and numbers of arguments, read off both sides."""
+def test_the_library_has_what_python_calls(monkeypatch):
+    """Names and types of arguments, read off both sides."""
     text = (SOURCES / "api.cu").read_text()
-    declared = {
-        name: len(arguments.split(","))
-        for name, arguments in re.findall(r"vqkern_hopper_(\w+)\(([^)]*)\)\s*{", text)
+    declared = dict(re.findall(r"vqkern_hopper_(\w+)\(([^)]*)\)\s*{", text))
+    kinds = {
+        name: [
+            ctypes.c_void_p if "*" in a or "cudaStream_t" in a else ctypes.c_int
+            for a in arguments.split(",")
+        ]
+        for name, arguments in declared.items()
+        if arguments
     }
-    python = (SOURCES.parents[1] / "vqkern/ops/nearest_code/hopper.py").read_text()
-    for name in ("codes_bytes", "rows_bytes", "survey", "pack_codes", "search", "error"):
-        assert name in declared and name in python
-    assert declared["search"] == 24
+    called = {}
+
+    class Library:
+        def __getattr__(self, name):
+            return called.setdefault(name.removeprefix("vqkern_hopper_"), types.SimpleNamespace())
+
+    monkeypatch.setattr(hopper.backend, "hopper", Library)
+    hopper._library.__wrapped__()
+    assert called.pop("error").restype is ctypes.c_char_p
+    assert set(called) == set(declared) - {"abi", "error"}
+    for name, function in called.items():
+        assert function.argtypes == kinds[name], name
+        size = re.search(rf"(\w+) vqkern_hopper_{name}\(", text).group(1)
+        assert function.restype is {"int": ctypes.c_int, "int64_t": ctypes.c_int64}[size], name

@@ -209,9 +209,14 @@ def test_every_rank_has_the_loss_of_all_features(tmp_path):
         (lambda: PriorWasserstein(compat="released-multiscale"), "PriorWasserstein: compat"),
         (lambda: MMD(compat="old"), "MMD: compat must be None or one of.*'old'"),
         (lambda: MMD(bandwidths=(1.0,), compat="released"), "has its own bandwidths"),
+        (lambda: MMD(bandwidths=(1.0,), multiples=(2.0,)), "leaves no room for multiples"),
+        (lambda: MMD(multiples=(2.0,), compat="released"), "leaves no room for multiples"),
+        (lambda: MMD(max_codes=2.5), "MMD: max_codes must be a whole number of at least 2"),
+        (lambda: Wasserstein(compat="released", ridge=0.1), "its own root and ridge"),
+        (lambda: Wasserstein(compat="released", squared=False), "its own root and ridge"),
         (lambda: MMD(weight="x"), "MMD: weight must be a finite number"),
     ],
-    ids=range(9),
+    ids=range(14),
 )
 def test_bad_options_are_named(call, message):
     with pytest.raises(ValueError, match=message):

@@ -74,18 +74,18 @@ class TestReleasedTokenizer:
 
 
 def test_which_convolution_a_scale_takes():
-    from vqkern.quantizers.multiscale import _nearest_phi
+    from vqkern.quantizers.multiscale import nearest_phi
 
-    assert [_nearest_phi(s, 10, 4) for s in range(10)] == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
+    assert [nearest_phi(s, 10, 4) for s in range(10)] == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
     for scales in range(2, 15):
-        assert [_nearest_phi(s, scales, 1) for s in range(scales)] == [0] * scales
-        assert [_nearest_phi(s, scales, scales) for s in range(scales)] == list(range(scales))
+        assert [nearest_phi(s, scales, 1) for s in range(scales)] == [0] * scales
+        assert [nearest_phi(s, scales, scales) for s in range(scales)] == list(range(scales))
         for k in range(2, scales):
             margin = (1 / 3 if k == 4 else 1 / 2) / k
             ticks = np.linspace(margin, 1 - margin, k)
             wanted = [int(np.abs(ticks - s / (scales - 1)).argmin()) for s in range(scales)]
-            assert [_nearest_phi(s, scales, k) for s in range(scales)] == wanted
-    assert _nearest_phi(0, 1, 1) == 0
+            assert [nearest_phi(s, scales, k) for s in range(scales)] == wanted
+    assert nearest_phi(0, 1, 1) == 0
 
 
 @torch.no_grad()

@@ -337,5 +337,5 @@ def test_bad_options_are_named(arguments, message):
 def test_bad_mmd_options_are_named():
     with pytest.raises(ValueError, match="bandwidths must be positive"):
         MMD(bandwidths=(1.0, 0.0))
-    with pytest.raises(ValueError, match="max_codes must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="max_codes must be a whole number of at least 2, got 1"):
         MMD(max_codes=1)

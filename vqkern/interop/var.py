@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..ops.checks import require_index
 from ..ops.take_codes import take_codes
-from ..quantizers.multiscale import _nearest_phi
+from ..quantizers.multiscale import nearest_phi
 from ..quantizers.ranks import number_of_ranks, sum_over_ranks
 from .adapter import Adapter, embedding_refusal, only_has, spread_like
 from .table import nearest, require_map
@@ -51,7 +51,7 @@ class NearestPhi(nn.Module):
 
     def __getitem__(self, depth: float) -> nn.Module:
         scale = round(depth * (self.scales - 1))
-        return self.qresi_ls[_nearest_phi(scale, self.scales, len(self.qresi_ls))]
+        return self.qresi_ls[nearest_phi(scale, self.scales, len(self.qresi_ls))]
 
 
 class OwnPhi(nn.ModuleList):
@@ -63,7 +63,7 @@ class OwnPhi(nn.ModuleList):
 
     def __getitem__(self, depth: float) -> nn.Module:
         scale = round(depth * (self.scales - 1))
-        return super().__getitem__(_nearest_phi(scale, self.scales, len(self)))
+        return super().__getitem__(nearest_phi(scale, self.scales, len(self)))
 
 
 class VectorQuantizer2(Adapter):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -59,6 +61,15 @@ def require_matrix(op: str, name: str, tensor: Tensor, *, rows: str, columns: st
             f"{op}: {name} must have shape [{rows}, {columns}] with {columns} >= 1, "
             f"got {list(tensor.shape)}"
         )
+
+
+def require_whole(label: str, value: int, least: int = 1, most: int | None = None) -> None:
+    """`value` must be a whole number of at least `least`, and at most `most` if that is given."""
+    # What numpy counts with, and sizes while torch.compile traces them.
+    whole = isinstance(value, (Integral, torch.SymInt)) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{label} must be a whole number {wanted}, got {value!r}")
 
 
 def common_dtype(*tensors: Tensor) -> torch.dtype:

@@ -40,11 +40,6 @@ def squared_difference_parts(z: Tensor, e: Tensor) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
-def dot_parts(a: Tensor, b: Tensor) -> Tensor:
-    """Float64 parts [P, 2 D] whose exact sum along the last axis is a . b, for a and b [P, D]."""
-    return torch.cat(_two_product(a, b), dim=-1)
-
-
 def compare_distances(z: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Sign of |z - a|^2 - |z - b|^2 in real arithmetic, int8 [P]; finite float64 [P, D]."""
     same = (a == b).all(-1)  # duplicated codes are the usual tie, and need no arithmetic

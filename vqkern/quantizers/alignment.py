@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..ops.checks import require_whole
 from ..ops.gaussian_w2 import Moments, gaussian_w2, moments, prior_w2, scatter_of
 from ..ops.squared_mmd import mean_bandwidth, squared_mmd
 from .base import require_weight
@@ -23,6 +24,9 @@ class Alignment(Protocol):
     """A loss between features [N, D], of which only the `valid` [N] count, and codes [K, D]."""
 
     def __call__(self, features: Tensor, valid: Tensor, codes: Tensor) -> Tensor: ...
+
+
+_MULTIPLES = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class MMD:
 
     weight: float = 0.5
     bandwidths: tuple[float, ...] | None = None
-    multiples: tuple[float, ...] = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
+    multiples: tuple[float, ...] = _MULTIPLES
     max_features: int | None = None
     max_codes: int | None = None
     compat: str | None = None
@@ -70,10 +74,13 @@ class MMD:
             if not values or not all(0 < v < float("inf") for v in values):
                 raise ValueError(f"MMD: {name} must be positive and finite, got {values}")
             object.__setattr__(self, name, values)
+        given = self.compat or (self.bandwidths and "bandwidths")
+        if given and self.multiples != _MULTIPLES:
+            raise ValueError(f"MMD: {given!r} leaves no room for multiples, got {self.multiples}")
         for name in ("max_features", "max_codes"):
             value = getattr(self, name)
-            if value is not None and value < 2:
-                raise ValueError(f"MMD: {name} must be at least 2, got {value}")
+            if value is not None:
+                require_whole(f"MMD: {name}", value, 2)
 
     def __call__(self, features: Tensor, valid: Tensor, codes: Tensor) -> Tensor:
         """The weighted loss, float32 scalar; 0 if no feature is valid."""
@@ -117,7 +124,7 @@ class Wasserstein:
             features and codes divided by the largest standard deviation of a feature channel, with
             1e-8 added to variances and eigenvalues; ``"released-multiscale"`` is that of the
             multi-scale one: a quarter of the features' covariance, 1e-6 added to variances. Both
-            set `squared` and `ridge` aside.
+            have a root and a ridge of their own.
 
     Over ranks: the features' moments are summed, two small float64 reductions.
     """
@@ -134,6 +141,11 @@ class Wasserstein:
         if not isinstance(self.squared, bool):
             raise ValueError(f"Wasserstein: squared must be True or False, got {self.squared!r}")
         _require_compat("Wasserstein", self.compat, ("released", "released-multiscale"))
+        if self.compat is not None and (self.ridge is not None or not self.squared):
+            raise ValueError(
+                f"Wasserstein: compat={self.compat!r} has its own root and ridge, got "
+                f"squared={self.squared}, ridge={self.ridge}"
+            )
 
     def __call__(self, features: Tensor, valid: Tensor, codes: Tensor) -> Tensor:
         """The weighted loss, float32 scalar (float64 for float64 codes)."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..ops.checks import require_float, require_index
+from ..ops.checks import require_float, require_index, require_whole
 from .estimators import Estimator, straight_through
 from .usage import Usage
 
@@ -61,8 +61,7 @@ class Quantizer(nn.Module):
 
     def __init__(self, dim: int, *, channel_dim: int = -1) -> None:
         super().__init__()
-        if dim < 1:
-            raise ValueError(f"{type(self).__name__}: dim must be at least 1, got {dim}")
+        require_whole(f"{type(self).__name__}: dim", dim)
         if not isinstance(channel_dim, int) or isinstance(channel_dim, bool):
             raise ValueError(f"channel_dim must be a whole number, got {channel_dim!r}")
         self.dim = dim

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.checks import require_whole
 from .codes import Mapped, require_scale
 
 VARIANTS = ("paper", "vit", "dit")
@@ -282,8 +283,7 @@ def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def _require_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"VQBridge: {name} must be a whole number of at least 1, got {size!r}")
+        require_whole(f"VQBridge: {name}", size)
 
 
 def _squares(num_codes: int, patch: int) -> int:

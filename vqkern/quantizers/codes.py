@@ -8,24 +8,13 @@ another one, so they nest: ``Linear(Table(65536, 8))``; a table that is not to b
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 
+from ..ops.checks import require_whole
+
 INITS = ("normal", "scaled", "uniform")
 LINEAR_STARTS = ("random", "identity")
-
-
-class Parametrisation(Protocol):
-    """What a quantizer asks of its codes; in practice an nn.Module."""
-
-    num_codes: int
-    dim: int
-
-    def __call__(self) -> Tensor: ...
-
-    def macs(self) -> int: ...
 
 
 class Table(nn.Module):
@@ -46,8 +35,8 @@ class Table(nn.Module):
         self, num_codes: int, dim: int, *, init: str = "normal", scale: float = 1.0
     ) -> None:
         super().__init__()
-        if num_codes < 1:
-            raise ValueError(f"codebook_size must be at least 1, got {num_codes}")
+        require_whole("Table: num_codes", num_codes)
+        require_whole("Table: dim", dim)
         if init not in INITS:
             raise ValueError(f"init must be one of {INITS}, got {init!r}")
         require_scale(scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ..ops.checks import require_whole
 from .base import Quantizer
 from .multiscale import VAR_PATCH_SIZES, MultiScale
 from .product import Groups, Halves, Product, default_keep_probabilities
@@ -58,8 +59,7 @@ def _rq(
     channel_dim: int = -1,
 ) -> Structured:
     """Residual: `depth` tokens of `codebook_size` codes, of one codebook or one a stage."""
-    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
-        raise ValueError(f"depth must be a whole number of at least 1, got {depth!r}")
+    require_whole("depth", depth)
     number = 1 if shared else depth
     parts = [build(dim=dim, codebook_size=codebook_size) for _ in range(number)]
     return Residual(parts, depth=depth, channel_dim=channel_dim)

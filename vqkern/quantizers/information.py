@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops.checks import require_whole
 from .base import Quantizer
 
 BITS_PER_CHANNEL = 32  # of a float32 latent (definition 1)
@@ -49,10 +50,7 @@ def information(positions: int, channels: int, tokens: int, codebook_size: int) 
         ("tokens", tokens, 1),
         ("codebook_size", codebook_size, 2),
     ):
-        if not isinstance(size, int) or isinstance(size, bool) or size < least:
-            raise ValueError(
-                f"information: {name} must be a whole number of at least {least}, got {size!r}"
-            )
+        require_whole(f"information: {name}", size, least)
     input_bits = positions * channels * BITS_PER_CHANNEL
     output_bits = tokens * math.log2(codebook_size)
     each, rest = divmod(tokens, positions)

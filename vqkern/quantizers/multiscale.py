@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.checks import common_dtype, require_index
+from ..ops.checks import common_dtype, require_index, require_whole
 from .base import Quantizer, require_weight
+from .buffers import KeepsBufferTypes
 from .estimators import estimate
 from .pulls import two_pulls
 from .structure import Structured, checked_parts, estimator_of_sum
@@ -101,7 +102,7 @@ class MultiScale(Structured):
         self.phi = nn.ModuleList(
             nn.Conv2d(self.dim, self.dim, 3, padding=1) for _ in range(convolutions)
         )
-        self.phi_of_scale = [_nearest_phi(s, scales, convolutions) for s in range(scales)]
+        self.phi_of_scale = [nearest_phi(s, scales, convolutions) for s in range(scales)]
         self.resample = _Resample(self.patch_sizes)
 
     @property
@@ -119,8 +120,7 @@ class MultiScale(Structured):
         scales = len(self.patch_sizes)
         if first is None:
             first = scales
-        if isinstance(first, bool) or not isinstance(first, int) or not 1 <= first <= scales:
-            raise ValueError(f"first must be a whole number from 1 to {scales}, got {first!r}")
+        require_whole("first", first, 1, scales)
         maps = self._sum(self._snapshot(), index, first)
         return maps.movedim(-1, self.channel_dim)
 
@@ -307,7 +307,7 @@ class MultiScale(Structured):
         self.parts[0]._count(index, per_token)
 
 
-class _Resample(nn.Module):
+class _Resample(KeepsBufferTypes):
     """Area down and bicubic up as products with fixed matrices: deterministic backward on GPUs."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
@@ -330,15 +330,6 @@ class _Resample(nn.Module):
         matrix = self.get_buffer(f"{way}_{scale}").to(maps.dtype)
         return torch.einsum("ih,jw,bhwd->bijd", matrix, matrix, maps)
 
-    def _apply(self, fn, recurse: bool = True):
-        # .half() and .bfloat16() move the matrices and leave them exact.
-        kept = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, buffer in kept.items():
-            if self._buffers[name].dtype != buffer.dtype:
-                self._buffers[name] = buffer.to(self._buffers[name].device)
-        return self
-
 
 def _checked_sizes(patch_sizes: Sequence[int]) -> tuple[int, ...]:
     sizes = tuple(patch_sizes)
@@ -350,7 +341,7 @@ def _checked_sizes(patch_sizes: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
-def _nearest_phi(scale: int, scales: int, convolutions: int) -> int:
+def nearest_phi(scale: int, scales: int, convolutions: int) -> int:
     """Which of the convolutions a scale takes: the one whose place in [0, 1] is nearest to its own.
 
     The places are evenly spaced and begin at 1 / 2n, at 1 / 3n for n = 4. Two scales of the

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ..ops.checks import require_whole
 from .alignment import MMD, Alignment, PriorWasserstein, Wasserstein, build_alignment
 from .base import Quantizer, require_weight
 from .bridge import VQBridge
@@ -269,10 +270,8 @@ def build_quantizer(name: str, *, dim: int, codebook_size: int, **options) -> Qu
             f"build_quantizer: {name!r} has no option {unknown[0]!r}; it has {', '.join(known)}"
         )
     for label, value in (("dim", dim), ("codebook_size", codebook_size)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(
-                f"build_quantizer: {label} must be a whole number of at least 1, got {value!r}"
-            )
+        require_whole(f"build_quantizer: {label}", value)
+    dim, codebook_size = int(dim), int(codebook_size)
     given = options.get("init")
     if isinstance(given, Tensor):
         # Not part of the config: what is built again takes its codes from a state dict.

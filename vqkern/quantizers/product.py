@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..ops.checks import require_index
+from ..ops.checks import require_index, require_whole
 from .base import Quantizer, QuantizeResult
 from .joint_index import JointCounter, join_index, joint_size, split_index
 from .structure import Structured, checked_parts
@@ -166,8 +166,7 @@ class Groups(ChannelParts):
             [torch.full((p.dim,), g, device=device) for g, p in enumerate(self.parts)]
         )
         if not isinstance(keep, Tensor):
-            if isinstance(keep, bool) or not isinstance(keep, int) or not 0 <= keep <= groups:
-                raise ValueError(f"keep must be a whole number from 0 to {groups}, got {keep!r}")
+            require_whole("keep", keep, 0, groups)
             return group < keep
         require_index(type(self).__name__, "keep", keep)
         samples = len(latents) if latents.dim() > 1 else 1

@@ -8,13 +8,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..ops.checks import common_dtype
+from ..ops.checks import common_dtype, require_whole
 from .base import Quantizer, QuantizeResult, require_weight
 from .pulls import masked_mse
 from .structure import checked_parts
 from .usage import Usage
 
 FORMS = ("around", "after")
+MOST_HIDDEN, MOST_LAYERS = 2**16, 64
 
 
 class Projector(nn.Module):
@@ -101,21 +102,15 @@ class Projected(Quantizer):
         dim = part.dim if dim is None else dim
         super().__init__(dim, channel_dim=channel_dim)
         if form not in FORMS:
-            raise ValueError(f"projector_form must be one of {FORMS}, got {form!r}")
+            raise ValueError(f"Projected: form must be one of {FORMS}, got {form!r}")
         if form == "after" and dim != part.dim:
             raise ValueError(
-                f"projector_dim must be dim {dim} for the form 'after', got {part.dim}: nothing "
-                "brings latents to other channels before the quantizer"
+                f"Projected: the part must have {dim} channels for the form 'after', got "
+                f"{part.dim}: nothing brings latents to other channels before it"
             )
         layers = (3 if form == "around" else 6) if layers is None else layers
-        for name, size, least, most in (
-            ("projector_hidden", hidden, 1, 2**16),
-            ("projector_layers", layers, 2, 64),
-        ):
-            if not isinstance(size, int) or isinstance(size, bool) or not least <= size <= most:
-                raise ValueError(
-                    f"{name} must be a whole number from {least} to {most}, got {size!r}"
-                )
+        require_whole("Projected: hidden", hidden, 1, MOST_HIDDEN)
+        require_whole("Projected: layers", layers, 2, MOST_LAYERS)
         require_weight("feature_weight", feature_weight)
         self.form = form
         self.feature_weight = feature_weight
@@ -251,6 +246,9 @@ def projected(
     channel_dim: int = -1,
 ) -> Projected:
     """Any quantizer between projectors, with `projector_dim` channels of its own where given."""
+    require_whole("projector_hidden", projector_hidden, 1, MOST_HIDDEN)
+    if projector_layers is not None:
+        require_whole("projector_layers", projector_layers, 2, MOST_LAYERS)
     inner = dim if projector_dim is None else projector_dim
     return Projected(
         build(dim=inner, codebook_size=codebook_size),

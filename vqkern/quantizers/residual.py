@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..ops.checks import common_dtype
+from ..ops.checks import common_dtype, require_whole
 from .base import Quantizer
 from .estimators import estimate
 from .structure import Structured, checked_parts, estimator_of_sum
@@ -47,8 +47,7 @@ class Residual(Structured):
     ) -> None:
         parts = checked_parts("Residual", [parts] if isinstance(parts, Quantizer) else parts)
         depth = len(parts) if depth is None else depth
-        if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
-            raise ValueError(f"Residual: depth must be a whole number of at least 1, got {depth!r}")
+        require_whole("Residual: depth", depth)
         if len(parts) not in (1, depth):
             raise ValueError(
                 f"Residual: parts must be one quantizer, or one a stage ({depth}), got {len(parts)}"
@@ -65,8 +64,7 @@ class Residual(Structured):
         """The sums of codes behind indices [..., depth]; of the `first` stages only where given."""
         if first is None:
             return super().decode(index)
-        if isinstance(first, bool) or not isinstance(first, int) or not 1 <= first <= self.depth:
-            raise ValueError(f"first must be a whole number from 1 to {self.depth}, got {first!r}")
+        require_whole("first", first, 1, self.depth)
         self._require_tokens(index)
         return self._sum(self._snapshot(), index[..., :first]).movedim(-1, self.channel_dim)
 

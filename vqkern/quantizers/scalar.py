@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..ops.checks import common_dtype
+from ..ops.checks import common_dtype, require_whole
 from .base import Quantizer, require_weight
 from .entropy import bit_entropies
 from .estimators import straight_through
@@ -226,16 +226,14 @@ class BinaryQuantizer(ScalarQuantizer):
         joint_bits: int,
         channel_dim: int,
     ) -> None:
-        if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
-            raise ValueError(f"dim must be a whole number of at least 1, got {dim!r}")
+        require_whole("dim", dim)
         super().__init__([2] * dim, commitment=commitment, channel_dim=channel_dim)
         require_weight("entropy_weight", entropy_weight)
         require_weight("diversity", diversity)
         require_weight("temperature", temperature)
         if temperature == 0:
             raise ValueError("temperature must be positive, got 0")
-        if isinstance(joint_bits, bool) or joint_bits not in range(1, 25):
-            raise ValueError(f"joint_bits must be a whole number from 1 to 24, got {joint_bits!r}")
+        require_whole("joint_bits", joint_bits, 1, 24)
         self.magnitude = magnitude
         self.entropy_weight = entropy_weight
         self.diversity = diversity

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import code_sums
+from ..ops.checks import require_whole
 from ..ops.rows import ema_step
 from .anchors import Anchors, farthest_features, nearest_features, random_features
 from .base import require_weight
+from .buffers import KeepsBufferTypes
 from .codes import Table
 from .pulls import masked_mse
 from .ranks import sum_over_ranks
@@ -31,7 +33,7 @@ class UpdateRule(Protocol):
 
         Raises:
             TypeError: the rule cannot move such codes.
-        ValueError: it already moves those of another quantizer.
+            ValueError: it already moves those of another quantizer.
         """
 
     def loss(self, z: Tensor, nearest: Tensor, index: Tensor) -> Tensor:
@@ -72,7 +74,7 @@ class Gradient(nn.Module):
         return f"weight={self.weight}"
 
 
-class TableRule(nn.Module):
+class TableRule(KeepsBufferTypes):
     """Base of the rules that overwrite the codes of a free table.
 
     Its floating-point buffers are statistics: they stay float32 in a half-precision model.
@@ -105,15 +107,6 @@ class TableRule(nn.Module):
         moved = where & rows.isfinite().all(-1)
         self.table.copy_(torch.where(moved[:, None], rows, self.table))
         return moved
-
-    def _apply(self, fn, recurse: bool = True):
-        # .half() and .bfloat16() move the statistics, and leave them float32: decay .999 needs it.
-        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
-        super()._apply(fn, recurse)
-        for name, buffer in kept.items():
-            if self._buffers[name].dtype != buffer.dtype:
-                self._buffers[name] = buffer.to(self._buffers[name].device)
-        return self
 
 
 @torch.library.custom_op("vqkern::ema_step", mutates_args=("counts", "totals", "codes"))
@@ -220,8 +213,7 @@ class Revival(_Around):
 
     def __init__(self, rule: nn.Module | None = None, *, after: int = 100, seed: int = 0) -> None:
         super().__init__(rule)
-        if not isinstance(after, int) or isinstance(after, bool) or after < 1:
-            raise ValueError(f"after must be a whole number of at least 1, got {after!r}")
+        require_whole("after", after)
         self.after = after
         self.seed = seed
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..ops.direct import undifferentiated
 from ..ops.rows import count_codes
+from .buffers import KeepsBufferTypes
 from .ranks import number_of_ranks, sum_over_ranks
 
 
@@ -57,7 +58,7 @@ def runs_again() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-class UsageCounter(nn.Module):
+class UsageCounter(KeepsBufferTypes):
     """Counts how often each of `num_codes` codes is chosen, without synchronising with the host.
 
     In training mode the tokens of all ranks count, on each of them; in eval mode, which need not
@@ -68,12 +69,6 @@ class UsageCounter(nn.Module):
         super().__init__()
         self.register_buffer("count", torch.zeros(num_codes, dtype=torch.int64), persistent=False)
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64), persistent=False)
-
-    def _apply(self, fn, recurse=True):
-        """Counts stay int64 where `Module.type` casts a whole model."""
-        super()._apply(fn, recurse)
-        self.count, self.skipped = self.count.long(), self.skipped.long()
-        return self
 
     @torch.no_grad()
     def add(self, index: Tensor, counted: Tensor) -> None:

@@ -63,7 +63,7 @@ class FSQ(nn.Module):
         self.codebook_size = self._scalar.codebook_size
         self.num_codebooks = num_codebooks
         self.effective_codebook_dim = self.codebook_dim * num_codebooks
-        self.keep_num_codebooks_dim = _keep_dim("FSQ", num_codebooks, keep_num_codebooks_dim)
+        self.keep_num_codebooks_dim = keep_dim("FSQ", num_codebooks, keep_num_codebooks_dim)
         self.dim = self.effective_codebook_dim if dim is None else dim
         require_numbers("FSQ", dim=self.dim)
         self.has_projections = self.dim != self.effective_codebook_dim
@@ -206,7 +206,7 @@ class FSQ(nn.Module):
         )
 
 
-def _keep_dim(name: str, num_codebooks: int, keep: bool | None) -> bool:
+def keep_dim(name: str, num_codebooks: int, keep: bool | None) -> bool:
     """Whether an index has an axis of codebooks."""
     keep = num_codebooks > 1 if keep is None else keep
     if num_codebooks > 1 and not keep:

@@ -13,7 +13,7 @@ from ...ops.checks import common_dtype, require_float, require_index
 from ...quantizers.base import require_weight
 from ...quantizers.entropy import bit_entropies
 from ..terms import mse
-from .fsq import _keep_dim
+from .fsq import keep_dim
 from .options import require_numbers
 
 # Inside the logarithm of the batch entropy that library counts smaller probabilities as this.
@@ -120,7 +120,7 @@ class LFQ(nn.Module):
         if self.has_projections:
             self.project_in = nn.Linear(self.dim, inner, bias=projection_has_bias)
             self.project_out = nn.Linear(inner, self.dim, bias=projection_has_bias)
-        self.keep_num_codebooks_dim = _keep_dim("LFQ", num_codebooks, keep_num_codebooks_dim)
+        self.keep_num_codebooks_dim = keep_dim("LFQ", num_codebooks, keep_num_codebooks_dim)
         self.activation = straight_through_activation or nn.Identity()
         self.channel_first, self.spherical = channel_first, spherical
         self.codebook_scale = codebook_scale

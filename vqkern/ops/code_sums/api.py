@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from ... import backend as backends
-from ..checks import require_float, require_index, require_matrix, require_same_device
+from ..checks import (
+    require_float,
+    require_index,
+    require_matrix,
+    require_same_device,
+    require_whole,
+)
 from ..direct import direct
 from ..rows import require_in_range
 from . import reference
@@ -56,8 +62,7 @@ def code_sums(z: Tensor, index: Tensor, num_codes: int, *, backend: str = "auto"
             f"code_sums: index must have shape [{z.shape[0]}] to match z {list(z.shape)}, "
             f"got {list(index.shape)}"
         )
-    if num_codes < 1:
-        raise ValueError(f"code_sums: num_codes must be at least 1, got {num_codes}")
+    require_whole("code_sums: num_codes", num_codes)
     require_same_device("code_sums", z=z, index=index)
 
     def kernel_support() -> str | None:

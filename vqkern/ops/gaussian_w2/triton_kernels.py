@@ -20,7 +20,7 @@ from .triton_tiles import MOST_REGISTERS, processors, tiles_on
 
 _SAMPLED = tl.constexpr(64)  # points whose mean is the shift
 # Rows of a partial sum after the Gram matrix: the channels' sums, the shift, the points' number.
-_EXTRA = tl.constexpr(3)
+EXTRA_ROWS = tl.constexpr(3)
 
 
 @triton.jit
@@ -108,7 +108,7 @@ def _sums_kernel(
     """Partial sums [WIDTH + 3, WIDTH] of every split of x, if BOTH, and of y."""
     split = tl.program_id(0).to(tl.int64)
     b = tl.program_id(2).to(tl.int64)
-    size: tl.constexpr = (WIDTH + _EXTRA) * WIDTH
+    size: tl.constexpr = (WIDTH + EXTRA_ROWS) * WIDTH
     partial += (b * tl.num_programs(0) + split) * size
     if (split == 0) & (tl.program_id(1) == 0):
         tl.store(arrived + b, 0)  # for the next kernel
@@ -132,7 +132,7 @@ def _add(first, splits, column, WIDTH: tl.constexpr, SPLITS: tl.constexpr):
     total = tl.zeros([column.shape[0]], tl.float64)
     for start in range(0, splits, SPLITS):
         split = start + tl.arange(0, SPLITS).to(tl.int64)
-        at = split[:, None] * ((WIDTH + _EXTRA) * WIDTH) + column[None, :]
+        at = split[:, None] * ((WIDTH + EXTRA_ROWS) * WIDTH) + column[None, :]
         total += tl.sum(tl.load(first + at, mask=(split < splits)[:, None], other=0.0), 0)
     return total
 
@@ -170,7 +170,7 @@ def _fit_kernel(
     """One row of one set's moments."""
     row = tl.program_id(0).to(tl.int64)
     b = tl.program_id(1).to(tl.int64)
-    partial += b * splits * ((WIDTH + _EXTRA) * WIDTH)
+    partial += b * splits * ((WIDTH + EXTRA_ROWS) * WIDTH)
     fit_row(
         partial, splits, row, count + b, mean + b * D, covariance + b * D * D,
         D, WIDTH, CHANNELS, D, SPLITS,
@@ -287,7 +287,7 @@ def sums(x: Tensor | None, y: Tensor, valid: Tensor | None = None) -> Sums:
     side = width // channels
     n = 0 if x is None else x.shape[1]
     (splits_x, splits_y), blocks, together = _cut(n, k, b, d, y.device)
-    count = b * (splits_x + splits_y) * (width + _EXTRA.value) * width
+    count = b * (splits_x + splits_y) * (width + EXTRA_ROWS.value) * width
     buffer = torch.empty(count + b, dtype=torch.float64, device=y.device)
     arrived = buffer[count:].view(torch.int32)
     with on_device(y):

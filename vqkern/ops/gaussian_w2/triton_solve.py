@@ -21,7 +21,7 @@ from torch import Tensor
 from . import iteration, reference
 from .reference import flat
 from .triton_kernels import (
-    _EXTRA,
+    EXTRA_ROWS,
     Sums,
     fit_row,
     map_sets,
@@ -36,7 +36,6 @@ __all__ = ["map_points", "moments", "pull_back", "value_and_gradients", "value_a
 
 _ROWS = tl.constexpr(16)  # of a product at a time: one task
 _MATRICES = tl.constexpr(7)  # of a pair, in its workspace: S1, S2, P, Y twice, Z twice
-_SCALARS = tl.constexpr(5)  # of a task: |I - ZY|^2, four parts of the value
 _CONVERGED = 1e-12  # |I - ZY|^2 + |I - YZ|^2 before the last step
 
 
@@ -320,7 +319,7 @@ def _solve_kernel(
     arrived += b
     if FIT_X or FIT_Y:
         own = tl.program_id(0).to(tl.int64)
-        cells: tl.constexpr = (WIDTH + _EXTRA) * WIDTH
+        cells: tl.constexpr = (WIDTH + EXTRA_ROWS) * WIDTH
         partial += b * (splits_x + splits_y) * cells
         if FIT_X:
             if own < D:

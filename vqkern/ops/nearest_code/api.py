@@ -87,8 +87,8 @@ def _choose(z: Tensor, codes: Tensor, metric: str, backend: str) -> str:
     def cuda_support() -> str | None:
         if codes.shape[1] > MOST_CUDA_CHANNELS:
             return f"more than {MOST_CUDA_CHANNELS} channels run on backend='triton'"
-        if codes.shape[1] == 0 or len(codes) > MOST_CUDA_CODES:
-            return f"it takes 1 to {MOST_CUDA_CODES} codes of at least one channel"
+        if len(codes) > MOST_CUDA_CODES:
+            return f"it takes at most {MOST_CUDA_CODES} codes"
         return gpu_support()
 
     return backends.choose(
