@@ -147,7 +147,7 @@ class TestContract:
 
 
 def test_the_loss_is_the_parts_and_the_pull_to_the_latents():
-    q = build("vanilla_groups_projected", feature_weight=3.0)
+    q = build("vanilla_groups_projected", feature_weight=3.0, feature_commitment=0.5)
     z = maps()
     inner = q.before(z.movedim(1, -1))
     part = copy.deepcopy(q.part)
@@ -156,8 +156,40 @@ def test_the_loss_is_the_parts_and_the_pull_to_the_latents():
     output = q.after(expected.quantized)
     pulled = (output - z.movedim(1, -1)).square().mean()
     torch.testing.assert_close(result.quantized, output.movedim(-1, 1))
-    torch.testing.assert_close(result.loss, expected.loss + 3.0 * pulled)
+    torch.testing.assert_close(result.loss, expected.loss + 3.5 * pulled)
     assert result.index.shape == (3, 4, 4, 4)
+
+
+@pytest.mark.parametrize("name", ["mmd_var_projected", "vanilla_groups_projected"])
+def test_latents_are_drawn_to_the_output_and_the_output_to_latents(name):
+    """Each of the two pulls alone: which of encoder, projectors and codes it moves, and where."""
+    options = {"commitment": 0.0, "codebook_weight": 0.0}
+    if "mmd" in name:
+        options["alignment"] = {"name": "mmd", "weight": 0.0}
+    z = maps().requires_grad_()
+
+    def gradients(**weights):
+        q = build(name, **options, **weights)
+        result = q(z)
+        parameters = dict(q.named_parameters())
+        found = torch.autograd.grad(
+            result.loss, [z, *parameters.values()], allow_unused=True, materialize_grads=True
+        )
+        return result.quantized.detach(), found[0], dict(zip(parameters, found[1:], strict=True))
+
+    output, to_z, rest = gradients(feature_weight=0.0, feature_commitment=1.0)
+    torch.testing.assert_close(to_z, 2 * (z - output).detach() / z.numel())
+    assert not any(g.any() for g in rest.values())
+    output, to_z, rest = gradients(feature_weight=1.0, feature_commitment=0.0)
+    assert not to_z.any()
+    resting = z.detach()
+    q = build(name, **options, feature_weight=1.0, feature_commitment=0.0)
+    q(resting).loss.backward()  # as where the encoder rests
+    for key, parameter in q.named_parameters():
+        alone = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(rest[key], alone)
+    assert rest["after.layers.0.weight"].any()
+    assert q.before is None or rest["before.layers.0.weight"].any()
 
 
 def test_after_sees_quantized_latents_without_their_gradient():

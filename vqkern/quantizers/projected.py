@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..ops.checks import common_dtype, require_whole
 from .base import Quantizer, QuantizeResult, require_weight
-from .pulls import masked_mse
+from .pulls import two_pulls
 from .structure import checked_parts
 from .usage import Usage
 
@@ -63,7 +63,11 @@ class Projected(Quantizer):
     ``"after"`` is the multi-scale setting: six convolutions after the quantizer alone, which sees
     quantized latents without their gradient; the encoder gets that of the output all the same.
 
-        loss = the part's loss, of projected latents + feature_weight mse(quantized, sg z)
+        loss = the part's loss, of projected latents
+               + feature_weight mse(quantized, sg z) + feature_commitment mse(z, sg quantized)
+
+    The first pull reaches projectors and codes alone, the second z alone: where the encoder trains
+    along, the output's gradient to z must not carry z away from it (VQ-Transplant appendix C).
 
     A map is projected as a whole: one position that is not finite, or masked, leaves it out. Only
     the outermost structure can be projected.
@@ -75,7 +79,9 @@ class Projected(Quantizer):
         form: "around" or "after".
         hidden: channels inside the projectors, 1,024 as released.
         layers: convolutions of a projector; None: 3 around, 6 after.
-        feature_weight: of the pull to z; 1 as released, where the encoder rests.
+        feature_weight: of the pull of the output to z; 1 as released.
+        feature_commitment: of the pull of z to the output, beta of appendix C. Where the encoder
+            rests, it is in the loss and moves nothing.
         channel_dim: where z [B, H, W, dim] or [B, dim, H, W] has its channels.
 
     Raises:
@@ -96,6 +102,7 @@ class Projected(Quantizer):
         hidden: int = 1024,
         layers: int | None = None,
         feature_weight: float = 1.0,
+        feature_commitment: float = 0.25,
         channel_dim: int = -1,
     ) -> None:
         checked_parts("Projected", [part])
@@ -112,8 +119,10 @@ class Projected(Quantizer):
         require_whole("Projected: hidden", hidden, 1, MOST_HIDDEN)
         require_whole("Projected: layers", layers, 2, MOST_LAYERS)
         require_weight("feature_weight", feature_weight)
+        require_weight("feature_commitment", feature_commitment)
         self.form = form
         self.feature_weight = feature_weight
+        self.feature_commitment = feature_commitment
         self.before = (
             Projector(dim, part.dim, hidden=hidden, layers=layers) if form == "around" else None
         )
@@ -161,20 +170,31 @@ class Projected(Quantizer):
         loss = maps.new_zeros((), dtype=torch.float32)
         if not self.training:
             quantized = self.after(chosen)
-        elif self.form == "around":
-            chosen = chosen.to(projected.dtype)
-            quantized = self.after(part._estimate(projected, chosen, index, codes))
-        else:  # straight through to z, past the projector
-            quantized = self.after(chosen) + (clean - clean.detach())
-        if self.training:
+        else:
+            quantized, still = self._outward(clean, projected, chosen, index, codes)
             loss = part._learn(target, nearest, index, codes)
-            rows = (x.reshape(-1, self.dim) for x in (quantized, clean.detach()))
+            rows = (x.reshape(-1, self.dim) for x in (clean, still))
             everywhere = valid[..., 0].expand(maps.shape[:-1]).reshape(-1)
-            loss = loss + self.feature_weight * masked_mse(*rows, everywhere)
+            weights = self.feature_commitment, self.feature_weight
+            loss = loss + two_pulls(*rows, everywhere, *weights)
         quantized = torch.where(valid, quantized, torch.nan).to(z.dtype)
         if mask is not None:
             quantized = torch.where(_per_map(unmasked), quantized, z.movedim(self.channel_dim, -1))
         return QuantizeResult(quantized.movedim(-1, self.channel_dim), index, loss)
+
+    def _outward(
+        self, z: Tensor, projected: Tensor, chosen: Tensor, index: Tensor, codes
+    ) -> tuple[Tensor, Tensor]:
+        """The output in training, and the same with a gradient to projectors and codes, not z."""
+        if self.form == "after":  # straight through to z, past the projector
+            still = self.after(chosen)
+            return still + (z - z.detach()), still
+        chosen = chosen.to(projected.dtype)
+        quantized = self.after(self.part._estimate(projected, chosen, index, codes))
+        if not z.requires_grad:
+            return quantized, quantized
+        again = self._into(z.detach())
+        return quantized, self.after(self.part._estimate(again, chosen, index, codes))
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
@@ -243,6 +263,7 @@ def projected(
     projector_hidden: int = 1024,
     projector_layers: int | None = None,
     feature_weight: float = 1.0,
+    feature_commitment: float = 0.25,
     channel_dim: int = -1,
 ) -> Projected:
     """Any quantizer between projectors, with `projector_dim` channels of its own where given."""
@@ -257,6 +278,7 @@ def projected(
         hidden=projector_hidden,
         layers=projector_layers,
         feature_weight=feature_weight,
+        feature_commitment=feature_commitment,
         channel_dim=channel_dim,
     )
 
