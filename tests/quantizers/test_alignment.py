@@ -13,6 +13,7 @@ from support import relative_error
 
 import vqkern
 from vqkern.quantizers import MMD, PriorWasserstein, Wasserstein
+from vqkern.quantizers import alignment as drawing
 from vqkern.quantizers.alignment import build_alignment
 
 DATA = Path(__file__).parents[1] / "data"
@@ -89,12 +90,28 @@ def test_only_valid_rows_count_and_the_encoder_is_left_alone(alignment):
     codes = torch.randn(40, 5) * 2
     got = loss_and_gradient(alignment, features.requires_grad_(), codes, valid)
     alone = loss_and_gradient(alignment, features.detach()[valid], codes)
-    if not isinstance(alignment, MMD):  # which repeats the valid rows in place of the others
+    if getattr(alignment, "max_features", None) is None:  # else each draws its own
         for a, b in zip(got, alone, strict=True):
             torch.testing.assert_close(a, b)
     assert bool(got[0].isfinite()) and bool(got[1].isfinite().all())
     loss = alignment(features, valid, codes.requires_grad_())
     assert torch.autograd.grad(loss, features, allow_unused=True)[0] is None
+
+
+@pytest.mark.parametrize("limit", [None, 30])
+def test_where_nobody_may_wait_valid_rows_stand_in_at_random(monkeypatch, limit):
+    """As on a GPU: as many rows as came or may come, no other than valid ones, each as likely."""
+    monkeypatch.setattr(drawing, "is_ordinary", lambda *tensors: False)
+    rows, valid = torch.arange(50.0)[:, None], torch.arange(50) % 5 > 0
+    rows[~valid] = math.nan
+    seen = torch.zeros(50)
+    for _ in range(400):
+        drawn = drawing._draw_valid(rows, valid, limit, None).flatten()
+        assert len(drawn) == (limit or 50)
+        seen += drawn.long().bincount(minlength=50)
+    assert not seen[~valid].any()
+    mean = seen.sum() / 40
+    assert float((seen[valid] / mean - 1).abs().max()) < 0.3
 
 
 @pytest.mark.parametrize("alignment", ALL[:3], ids=ids)

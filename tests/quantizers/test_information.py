@@ -95,3 +95,15 @@ class TestFairComparison:
     def test_needs_two(self):
         with pytest.raises(ValueError, match="contestants must be two or more, got 1"):
             fair_comparison([contestant("a", self.z)])
+
+
+def test_utilization_is_the_mean_over_codebooks():
+    """Two halves with two codes each, of which the first uses one and the second the other."""
+    halves = vqkern.build_quantizer("vanilla_halves", dim=2, codebook_size=2)
+    halves.load_codes([torch.tensor([[0.0], [9.0]]), torch.tensor([[9.0], [0.0]])])
+    z = torch.randn(50, 2).clamp(-1, 1)
+    halves(z)
+    counted = halves.usage()
+    judged = fair_comparison([Contestant("a", halves, z), Contestant("b", halves, z)])
+    assert [one.utilization for one in judged] == [0.5, 0.5]
+    assert halves.usage() == counted  # it counts apart

@@ -190,3 +190,26 @@ def test_bad_options_are_named(options, message):
     q = vqkern.build_quantizer("vaevq", dim=4, codebook_size=8)
     with pytest.raises(ValueError, match=r"z must have 8 channels at dimension -1, got \[2, 4\]"):
         q(torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_the_two_pulls_stand_in_where_rcs_is_left_out(form):
+    """VAEVQ's ablations: without RCS the codes follow the latents as in VQGAN."""
+    weights = {"rcs_weight": 0.0, "kl_weight": 0.0, "commitment": 0.25, "codebook_weight": 2.0}
+    q, mean, log_variance, z = paper(form=form, **weights)
+    noise = torch.randn(50, 4)
+    result = q.branches(z, noise=noise)
+    latents = mean + (log_variance / 2).exp() * noise if form == "paper" else mean
+    chosen = q.codes[result.index]
+    expected = 0.25 * (latents - chosen.detach()).square().mean()
+    expected = expected + 2.0 * (latents.detach() - chosen).square().mean()
+    torch.testing.assert_close(result.loss, expected)
+    leaves = [mean, log_variance, *q.parametrisation.parameters()]
+    options = {"allow_unused": True, "materialize_grads": True}
+    mine = torch.autograd.grad(result.loss, leaves, **options)
+    for own, other in zip(mine, torch.autograd.grad(expected, leaves, **options), strict=True):
+        torch.testing.assert_close(own, other)
+    assert all(g.any() for g in mine[2:])
+    folded = q.fold()
+    assert folded.commitment == 0.25 and folded.update.weight == 2.0
+    assert vqkern.build_quantizer(**folded.config).update.weight == 2.0

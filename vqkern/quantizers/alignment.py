@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..ops.checks import require_whole
+from ..ops.direct import is_ordinary
 from ..ops.gaussian_w2 import Moments, gaussian_w2, moments, prior_w2, scatter_of
 from ..ops.squared_mmd import mean_bandwidth, squared_mmd
 from .base import require_weight
@@ -49,7 +50,8 @@ class MMD:
             ``"released-multiscale"`` also shrinks the features by half about their mean, as the
             released multi-scale quantizer does.
 
-    Over ranks: features are gathered, the sample is drawn alike on all of them.
+    Over ranks: features are gathered, the sample is drawn alike on all of them. On a GPU, where
+    some features are not valid, others drawn at random count twice in their place.
     """
 
     weight: float = 0.5
@@ -279,17 +281,18 @@ def _shuffled(n: int, device: torch.device, generator: torch.Generator | None) -
 def _draw_valid(
     rows: Tensor, valid: Tensor, limit: int | None, generator: torch.Generator | None
 ) -> Tensor:
-    """`limit` (None: all) of the valid rows at random, without synchronising with the host.
+    """`limit` (None: all) of the valid rows at random.
 
-    Where fewer are valid, they are repeated in turn; where none is, the result is zeros.
+    On a device, where nobody may wait for their number, rows are as many as there are or `limit`:
+    valid ones drawn at random are repeated in place of the others. Where none is valid, zeros.
     """
-    n = len(rows)
-    order = None
-    if limit is not None and limit < n:
-        order = _shuffled(n, rows.device, generator)
-    size = n if order is None else limit
-    if order is None:
-        order = torch.arange(n, device=rows.device)
+    if rows.device.type == "cpu" and is_ordinary(rows, valid) and bool(valid.any()):
+        rows = rows if bool(valid.all()) else rows[valid]
+        if limit is None or limit >= len(rows):
+            return rows
+        return rows[_shuffled(len(rows), rows.device, generator)[:limit]]
+    size = len(rows) if limit is None else min(limit, len(rows))
+    order = _shuffled(len(rows), rows.device, generator)
     order = order[valid[order].logical_not().to(torch.uint8).argsort(stable=True)]
     turn = torch.arange(size, device=rows.device) % valid.sum().clamp_min(1)
     drawn = order[turn]

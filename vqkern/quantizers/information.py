@@ -7,6 +7,7 @@ others. `fair_comparison` refuses otherwise.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..ops.checks import require_whole
 from .base import Quantizer
+from .usage import of_each_codebook
 
 BITS_PER_CHANNEL = 32  # of a float32 latent (definition 1)
 
@@ -97,7 +99,8 @@ class Contestant(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """error: mean over positions of |z - q|^2 (definition 4). utilization: codes hit / K."""
+    """error: mean over positions of |z - q|^2 (definition 4). utilization: codes hit / K,
+    the mean over codebooks."""
 
     name: str
     error: float
@@ -150,13 +153,23 @@ def _judged(contestant: Contestant, places: Tensor, found: Information) -> Judge
     quantizer = contestant.quantizer
     index = quantizer.encode(contestant.latents)
     decoded = quantizer.decode(index).movedim(quantizer.channel_dim, -1).reshape(places.shape)
-    used = index[index >= 0].unique().numel()
     return Judged(
         name=contestant.name,
         error=float((places - decoded.double()).square().sum(-1).mean()),
-        utilization=used / found.codebook_size,
+        utilization=_utilization(quantizer, contestant.latents, index, found.codebook_size),
         information=found,
     )
+
+
+def _utilization(quantizer: Quantizer, latents: Tensor, index: Tensor, size: int) -> float:
+    """The share of a codebook's codes that latents take; the mean over codebooks."""
+    if quantizer.one_token:
+        return index[index >= 0].unique().numel() / size
+    counting = copy.deepcopy(quantizer).eval()
+    counting.reset_usage()
+    counting(latents)
+    each = of_each_codebook(counting.usage())
+    return sum(usage.utilization for usage in each) / len(each)
 
 
 def _places(contestant: Contestant) -> Tensor:

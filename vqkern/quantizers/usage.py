@@ -52,6 +52,13 @@ def _(info, in_dims, index, counted, hits, skipped):
     return _count_codes_op(index.reshape(-1), counted.reshape(-1), hits, skipped), None
 
 
+def of_each_codebook(usage: Usage | list) -> list[Usage]:
+    """What `usage()` of any quantizer gives, as one list."""
+    if isinstance(usage, Usage):
+        return [usage]
+    return [own for part in usage for own in of_each_codebook(part)]
+
+
 def runs_again() -> bool:
     """Whether this forward pass runs inside of a backward pass, as activation checkpointing repeats
     it there."""

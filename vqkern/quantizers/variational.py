@@ -11,6 +11,7 @@ from .alignment import Alignment
 from .base import require_weight
 from .codes import Table
 from .estimators import Estimator, estimate, straight_through
+from .pulls import two_pulls
 from .updates import Gradient
 from .vector import VectorQuantizer
 
@@ -34,9 +35,11 @@ class VariationalQuantizer(VectorQuantizer):
     training z_c = mean + std noise (eq. 1) is quantized (eq. 2); in eval mode the mean is, and
     `encode`, `decode`, masked positions and the result know the mean alone.
 
-    loss = rcs_weight RCS + kl_weight KL + alignment, means over tokens:
+    loss = rcs_weight RCS + kl_weight KL + alignment
+           + commitment mse(z_c, sg z_q) + codebook_weight mse(sg z_c, z_q), means over tokens:
         RCS = 1/2 mean over channels of ((z_q - mean) / sg std)^2 (eq. 7, per channel as released);
-            it moves the codes, too, and takes the place of commitment and codebook loss.
+            it moves the codes, too, and takes the place of the two pulls between z_c and z_q,
+            which are for the paper's ablations without it.
         KL = 1/2 sum over channels of mean^2 + std^2 - 1 - log std^2.
 
     Args:
@@ -45,6 +48,7 @@ class VariationalQuantizer(VectorQuantizer):
         rcs_weight: lambda_rcs of eq. 12.
         kl_weight: of KL. The paper names none; 2.56e-4 is latent diffusion's 1e-6 times the sum
             over an image of 256 tokens.
+        commitment, codebook_weight: of the two pulls; 0.25 and 1 where `rcs_weight` is 0.
         form: ``"paper"``, or ``"released"``: the mean is quantized in training as well, RCS has a
             gradient to std, and z_q = mean + std sg(eps) + q - sg q with eps = (q - mean) / std, so
             that the decoder's gradient reaches mean, std and codes; it has no other estimator.
@@ -60,15 +64,17 @@ class VariationalQuantizer(VectorQuantizer):
         alignment: Alignment | None = None,
         rcs_weight: float = 1.0,
         kl_weight: float = 2.56e-4,
+        commitment: float = 0.0,
+        codebook_weight: float = 0.0,
         form: str = "paper",
         channel_dim: int = -1,
         estimator: Estimator = straight_through,
     ) -> None:
         super().__init__(
             codes,
-            update=Gradient(0.0),
+            update=Gradient(codebook_weight),
             alignment=alignment,
-            commitment=0.0,
+            commitment=commitment,
             channel_dim=channel_dim,
             estimator=estimator,
         )
@@ -142,6 +148,10 @@ class VariationalQuantizer(VectorQuantizer):
         rcs = 0.5 * deviation.square().sum() / (tokens * self.dim)
         kl = 0.5 * (place.square() + log_variance.exp() - 1 - log_variance).sum() / tokens
         loss = self.rcs_weight * rcs + self.kl_weight * kl
+        if self.commitment or self.update.weight:
+            rows = (x.reshape(-1, self.dim) for x in (target, nearest))
+            weights = self.commitment, self.update.weight
+            loss = loss + two_pulls(*rows, valid.flatten(), *weights)
         if self.alignment is not None:
             rows = sampled.reshape(-1, self.dim)
             loss = loss + self.alignment(rows, valid.flatten(), codes.clone())
@@ -156,11 +166,16 @@ class VariationalQuantizer(VectorQuantizer):
 
     def _around(self, table: Table) -> tuple[VectorQuantizer, dict]:
         _, options = super()._around(table)
-        own = {"rcs_weight": self.rcs_weight, "kl_weight": self.kl_weight, "form": self.form}
+        own = {
+            "rcs_weight": self.rcs_weight,
+            "kl_weight": self.kl_weight,
+            "commitment": self.commitment,
+            "codebook_weight": self.update.weight,
+            "form": self.form,
+        }
         quantizer = VariationalQuantizer(
             table, **own, channel_dim=self.channel_dim, estimator=self.estimator
         )
-        del options["commitment"]
         return quantizer, {
             **options,
             **own,
