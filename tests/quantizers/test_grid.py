@@ -1,15 +1,19 @@
 """What every point of the grid keeps to: a matrix generated from PRESETS, so new ones join it."""
 
+import ast
 import copy
+import inspect
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from support import grid_names, grid_sizes
 
 import vqkern
-from vqkern.quantizers import VectorQuantizer
+from vqkern.quantizers import CODEBOOK_FREE, PRESETS, VectorQuantizer, presets
 
 
 def build(name, **options):
@@ -259,3 +263,27 @@ class TestGrid:
         other = latents(q, seed=9)
         assert torch.equal(encode(other), q.encode(other))
         assert torch.equal(decode(index.flip(0)), q.decode(index.flip(0)))
+
+
+def test_the_documented_options_are_those_there_are():
+    page = Path(__file__).parents[2] / "docs" / "quantizers.md"
+    table = page.read_text(encoding="utf-8").split("Their options, and what they are")[1]
+    built = {**PRESETS, **CODEBOOK_FREE, **{f"_{s}": b for s, b in presets._SUFFIXES.items()}}
+    seen = {}
+    for row in table.split("All take")[0].splitlines()[4:]:
+        if not row:
+            continue
+        names, options = row.strip("| ").split(" | ", 1)
+        for name in re.findall(r"`(\w+)`", names):
+            found = dict(re.findall(r"`(\w+)=([^`]*)`", options))
+            seen[name] = {key: ast.literal_eval(value) for key, value in found.items()}
+    for name, options in seen.items():
+        own = {k: p.default for k, p in inspect.signature(built[name]).parameters.items()}
+        rest = {k: p.default for k, p in inspect.signature(PRESETS["vanilla"]).parameters.items()}
+        for key, value in options.items():
+            assert (own[key] if key in own else rest[key]) == value, (name, key)
+        general = {"dim", "codebook_size", "channel_dim", "estimator", "build", "options"}
+        assert set(own) - general <= set(options), name
+    assert {n for n, b in built.items() if set(inspect.signature(b).parameters) - general} - set(
+        seen
+    ) <= {"mlp"}

@@ -231,6 +231,12 @@ def test_released_widths(form, counts):
         ("vanilla_projected", {"projector_form": "after", "projector_dim": 4}, ValueError, "after"),
         ("vanilla_projected_rq", {}, TypeError, "Projected"),
         ("vaevq_projected", {}, TypeError, "as many channels as it gives"),
+        (
+            "vanilla_projected",
+            {"projector_residual": True, "projector_dim": 4},
+            ValueError,
+            "residual must be None, False",
+        ),
         ("vanilla_projected", {"projector_width": 3}, ValueError, "no option 'projector_width'"),
     ],
 )

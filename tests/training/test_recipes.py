@@ -115,7 +115,8 @@ def test_one_real_step_at_reduced_size(name, tmp_path, dino_file):
 
 
 SCALES = "scale_weights: [1, 1, 1, 2, 2, 2, 3, 3, 5, 5]"
-W2 = "{name: wasserstein, weight: 0.2}"
+W2 = "{name: wasserstein, weight: 0.2, squared: false}"
+HARD = "commitment: 0.25, codebook_weight: 1.0"
 ROWS = {  # what headers say other rows of the tables are
     "vq-transplant-stage-1": [
         {"name": "vanilla_var_projected", "options.alignment": "null"},
@@ -134,10 +135,14 @@ ROWS = {  # what headers say other rows of the tables are
         {"name": "mmd_vp2_halves_projected"},
         {"name": "mmd_projected", "codebook_size": "16384"},
         {"name": "mmd_groups_projected", "options.groups": "8", "codebook_size": "16384"},
+        {"name": "mmd_groups_projected", "options.groups": "4", "codebook_size": "128"},
     ],
     "unifying-view-sq-stage-1": [
         {"name": "lfq_halves_projected"},
-        {"name": "fsq_halves_projected", "options": "{projector_dim: 16, commitment: 0.25}"},
+        {
+            "name": "fsq_halves_projected",
+            "options": "{projector_dim: 16, projector_residual: false, commitment: 0.25}",
+        },
     ],
     "fvq": [
         {"codebook_size": "262144"},
@@ -147,7 +152,11 @@ ROWS = {  # what headers say other rows of the tables are
         {"options.depth": "4", "options.hidden": "64", "options.patch": "8"},
     ],
     "fvq-rq": [{"name": "vanilla_rq"}, {"name": "ema_rq"}],
-    "vaevq": [{"options": "{rcs_weight: 0.0, dcr_weight: 0.0}"}, {"options": "{dcr_weight: 0.0}"}],
+    "vaevq": [
+        {"options": f"{{rcs_weight: 0.0, dcr_weight: 0.0, {HARD}}}"},
+        {"options": "{dcr_weight: 0.0}"},
+        {"options": f"{{rcs_weight: 0.0, {HARD}}}"},
+    ],
     "mgvq": [
         {"options": "{groups: 8}", "codebook_size": "2048"},
         {"name": "vanilla_groups"},
@@ -169,7 +178,9 @@ def test_other_rows_are_what_the_headers_say(name):
         dim = 32 if architecture is None else architecture["latent_dim"]
         with torch.device("meta"):
             assert quantizer_of(recipe.quantizer, dim).dim == dim
-        assert row.get("name", "").split("_")[0] in header
+        words = " ".join(line.removeprefix("# ") for line in header.splitlines())
+        assert row.get("name", "").split("_")[0] in words
+        assert row.get("options", "") in words
 
 
 def test_headers_say_what_was_published_and_on_what():

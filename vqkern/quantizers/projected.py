@@ -19,16 +19,19 @@ MOST_HIDDEN, MOST_LAYERS = 2**16, 64
 
 
 class Projector(nn.Module):
-    """3 x 3 convolutions with GroupNorm and SiLU between them; x + that where channels stay.
+    """3 x 3 convolutions with GroupNorm and SiLU between them; x + that with a residual.
 
     Args:
         channels: of the input.
-        out: of the output; other than `channels`, there is no residual.
+        out: of the output.
         hidden: channels between the convolutions.
         layers: number of convolutions, at least 2.
+        residual: whether the input is added; None: where channels stay.
     """
 
-    def __init__(self, channels: int, out: int, *, hidden: int, layers: int) -> None:
+    def __init__(
+        self, channels: int, out: int, *, hidden: int, layers: int, residual: bool | None = None
+    ) -> None:
         super().__init__()
         widths = [channels, *[hidden] * (layers - 1), out]
         # 32 groups in the released programs; narrow projectors have fewer.
@@ -39,7 +42,7 @@ class Projector(nn.Module):
                 modules += [nn.GroupNorm(groups, before), nn.SiLU()]
             modules.append(nn.Conv2d(before, after, 3, padding=1))
         self.layers = nn.Sequential(*modules)
-        self.residual = channels == out
+        self.residual = channels == out if residual is None else residual
         if self.residual:
             # It starts near the identity: what a codebook is aligned to first is the encoder's own.
             with torch.no_grad():
@@ -79,6 +82,8 @@ class Projected(Quantizer):
         form: "around" or "after".
         hidden: channels inside the projectors, 1,024 as released.
         layers: convolutions of a projector; None: 3 around, 6 after.
+        residual: whether projectors add their input; None: where channels stay. The released
+            scalar quantizers have none.
         feature_weight: of the pull of the output to z; 1 as released.
         feature_commitment: of the pull of z to the output, beta of appendix C. Where the encoder
             rests, it is in the loss and moves nothing.
@@ -101,6 +106,7 @@ class Projected(Quantizer):
         form: str = "around",
         hidden: int = 1024,
         layers: int | None = None,
+        residual: bool | None = None,
         feature_weight: float = 1.0,
         feature_commitment: float = 0.25,
         channel_dim: int = -1,
@@ -118,16 +124,20 @@ class Projected(Quantizer):
         layers = (3 if form == "around" else 6) if layers is None else layers
         require_whole("Projected: hidden", hidden, 1, MOST_HIDDEN)
         require_whole("Projected: layers", layers, 2, MOST_LAYERS)
+        if residual not in (None, True, False) or (residual and dim != part.dim):
+            raise ValueError(
+                f"Projected: residual must be None, False, or True where channels stay, got "
+                f"{residual!r} with {dim} channels around {part.dim}"
+            )
         require_weight("feature_weight", feature_weight)
         require_weight("feature_commitment", feature_commitment)
         self.form = form
         self.feature_weight = feature_weight
         self.feature_commitment = feature_commitment
-        self.before = (
-            Projector(dim, part.dim, hidden=hidden, layers=layers) if form == "around" else None
-        )
+        own = {"hidden": hidden, "layers": layers, "residual": residual}
+        self.before = Projector(dim, part.dim, **own) if form == "around" else None
         self.part = part
-        self.after = Projector(part.dim, dim, hidden=hidden, layers=layers)
+        self.after = Projector(part.dim, dim, **own)
 
     @property
     def codebook_size(self) -> int:
@@ -262,6 +272,7 @@ def projected(
     projector_dim: int | None = None,
     projector_hidden: int = 1024,
     projector_layers: int | None = None,
+    projector_residual: bool | None = None,
     feature_weight: float = 1.0,
     feature_commitment: float = 0.25,
     channel_dim: int = -1,
@@ -277,6 +288,7 @@ def projected(
         form=projector_form,
         hidden=projector_hidden,
         layers=projector_layers,
+        residual=projector_residual,
         feature_weight=feature_weight,
         feature_commitment=feature_commitment,
         channel_dim=channel_dim,
