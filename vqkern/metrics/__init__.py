@@ -2,7 +2,7 @@
 
 from vqkern.metrics.images import psnr, ssim
 from vqkern.metrics.inception import InceptionScores
-from vqkern.metrics.latents import quantization_error
+from vqkern.metrics.latents import quantization_error, usages
 from vqkern.metrics.protocols import (
     PROTOCOLS,
     Fidelity,
@@ -25,4 +25,5 @@ __all__ = [
     "psnr",
     "quantization_error",
     "ssim",
+    "usages",
 ]

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..distributed import number_of_ranks, sum_over_ranks
 from ..ops.checks import require_float
 from ..ops.direct import undifferentiated
 from ..ops.rows import count_codes
-from .ranks import number_of_ranks, sum_over_ranks
 
 
 class QuantizeResult(NamedTuple):

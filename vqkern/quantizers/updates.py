@@ -11,13 +11,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ..distributed import sum_over_ranks
 from ..ops import code_sums
 from ..ops.rows import ema_step
 from .anchors import Anchors, farthest_features, nearest_features, random_features
 from .base import require_weight
 from .codes import Table
 from .pulls import masked_mse
-from .ranks import sum_over_ranks
 
 
 class UpdateRule(Protocol):
