@@ -14,9 +14,10 @@ from plot import plot
 from record import commit
 
 from vqkern.bench import Case, MemoryProbe, compare, rows, table, write_csv
-from vqkern.bench.command import device, positive_int, positive_seconds
+from vqkern.bench.command import positive_int, positive_seconds
 from vqkern.bench.contestants import NEAREST_CODE_COMPILED
 from vqkern.bench.operations import OPERATIONS
+from vqkern.machine import add_device_argument, choose_device
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
@@ -40,9 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         help=f"timed rounds of a case ({SECONDS:g}; {SECONDS_FULL:g} with --full)",
     )
     parser.add_argument("--threads", type=positive_int, help="default: torch's own choice")
-    parser.add_argument(
-        "--device", type=device, default="cpu", help="cpu, cuda or cuda:i (%(default)s)"
-    )
+    add_device_argument(parser, default="cpu")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder (%(default)s)")
     args = parser.parse_args(arguments)
     op = args.op or ("all" if args.full else "nearest_code")
@@ -50,9 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     failed = []
     try:
+        device = str(choose_device(args.device, "--device"))
         for name in CASES if op == "all" else (op,):
-            chosen = cases(name, full=args.full, device=args.device)
-            stem = f"{name}_{args.device.split(':')[0]}" + ("_full" if args.full else "")
+            chosen = cases(name, full=args.full, device=device)
+            stem = f"{name}_{device.split(':')[0]}" + ("_full" if args.full else "")
             path = args.out / f"{stem}.csv"
             failed += _run(chosen, path, seconds, args.threads, args.full)
             print(f"\nwrote {path} and {plot(path)}")

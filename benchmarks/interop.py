@@ -23,8 +23,14 @@ from torch import nn
 
 from vqkern.bench import Case
 from vqkern.bench.measure import interleave
-from vqkern.bench.memory import _max_rss, _reset_peak, _return_free_heap, _status_bytes
+from vqkern.bench.memory import return_free_heap
 from vqkern.bench.report import environment
+from vqkern.machine import (
+    peak_since_reset,
+    peak_since_start,
+    reset_peak_memory,
+    resident_memory,
+)
 
 RESULTS = Path(__file__).resolve().parent / "results"
 N, D = 8192, 32
@@ -137,11 +143,11 @@ def peak(name: str, codes: int) -> int:
     step(layer(name, 256, {}), torch.randn(1, 64, D))()  # libraries are loaded, threads started
     made, x = layer(name, codes, {}), torch.randn(1, N, D)
     gc.collect()
-    _return_free_heap()  # what `accelerate` tried the layer with
-    resets = _reset_peak()
-    before = _status_bytes("VmRSS") if resets else _max_rss()
+    return_free_heap()  # what `accelerate` tried the layer with
+    resets = reset_peak_memory()
+    before = resident_memory() if resets else peak_since_start()
     step(made, x)()
-    return (_status_bytes("VmHWM") if resets else _max_rss()) - before
+    return (peak_since_reset() if resets else peak_since_start()) - before
 
 
 def draw(path: Path) -> Path:

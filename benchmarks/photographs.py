@@ -34,13 +34,13 @@ from torch import Tensor
 import vqkern
 from vqkern.bench import Case, environment
 from vqkern.data import CropSampler, load_photographs
-from vqkern.metrics import quantization_error
+from vqkern.evaluate import evaluate, held_out_photographs
+from vqkern.metrics import quantization_error, usages
 from vqkern.tokenizers import Tokenizer, from_pretrained
 from vqkern.training.batches import training_samples
 from vqkern.training.build import build_tokenizer_of
 from vqkern.training.config import load_recipe, to_mapping
 from vqkern.training.engine import CHECKPOINTS, train
-from vqkern.training.evaluate import _flat, evaluate, held_out_photographs
 from vqkern.training.recipe import Recipe
 from vqkern.training.state import FREE, State
 from vqkern.training.trained import Trained
@@ -243,11 +243,11 @@ def on_crops(tokenizer: Tokenizer, recipe: Recipe, tokens: int) -> dict[str, flo
         quantized, _, _ = quantizer(latent)
         place = latent[:, : quantized.shape[1]]  # of a variational latent the mean
         errors.append(float(quantization_error(place, quantized, channel_dim=1)))
-    usages = list(_flat(quantizer.usage()))
+    found = usages(quantizer)
     return {
         "error_crops": statistics.mean(errors),
-        "utilization": statistics.mean(usage.utilization for usage in usages),
-        "perplexity": statistics.mean(usage.perplexity for usage in usages),
+        "utilization": statistics.mean(usage.utilization for usage in found),
+        "perplexity": statistics.mean(usage.perplexity for usage in found),
     }
 
 

@@ -30,8 +30,14 @@ from torch import Tensor, nn
 
 from vqkern.bench import Case
 from vqkern.bench.measure import interleave
-from vqkern.bench.memory import _max_rss, _reset_peak, _return_free_heap, _status_bytes
+from vqkern.bench.memory import return_free_heap
 from vqkern.bench.report import environment
+from vqkern.machine import (
+    peak_since_reset,
+    peak_since_start,
+    reset_peak_memory,
+    resident_memory,
+)
 from vqkern.tokenizers import build_tokenizer
 from vqkern.training.batches import training_samples
 from vqkern.training.build import config_of
@@ -145,11 +151,11 @@ def peak(name: str, codes: int) -> int:
     Trainer(name, 256).step()
     trainer = Trainer(name, codes)
     gc.collect()
-    _return_free_heap()
-    resets = _reset_peak()
-    before = _status_bytes("VmRSS") if resets else _max_rss()
+    return_free_heap()
+    resets = reset_peak_memory()
+    before = resident_memory() if resets else peak_since_start()
     trainer.step()
-    return (_status_bytes("VmHWM") if resets else _max_rss()) - before
+    return (peak_since_reset() if resets else peak_since_start()) - before
 
 
 def write(path: Path, rows: list[dict]) -> None:

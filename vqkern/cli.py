@@ -6,6 +6,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from .terminal import one_line
+
+# Of each command its package, which has a `command.py`, and what the list of commands says.
+COMMANDS = {
+    "demo": ("demo", "make a large-codebook tokenizer from photographs"),
+    "convert": ("tokenizers", "turn a public checkpoint into a tokenizer folder"),
+    "train": ("training", "train a tokenizer by a recipe"),
+    "eval": ("evaluate", "measure the tokenizer of a run"),
+    "report": ("report", "compare runs on one page"),
+    "tokenize": ("tokenize", "encode a folder of images into token shards"),
+    "data": ("data", "crop and pack images into tar shards"),
+    "bench": ("bench", "time an operation against its peers here"),
+    "reproduce": ("reproduce", "recompute tables of the papers that need no data set"),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; mistakes of the user end in one line on stderr and exit code 2."""
@@ -38,8 +53,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _complain(name: str, error: Exception) -> int:
-    message = " ".join(str(error).split()) or type(error).__name__
-    print(f"{name}: {message}", file=sys.stderr)
+    print(f"{name}: {one_line(error)}", file=sys.stderr)
     return 2
 
 
@@ -49,25 +63,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_info(commands)
-    _add_module(commands, "demo", "vqkern.demo", "make a large-codebook tokenizer from photographs")
-    convert = "turn a public checkpoint into a tokenizer folder"
-    _add_module(commands, "convert", "vqkern.tokenizers.command", convert)
-    _add_module(commands, "train", "vqkern.training.command", "train a tokenizer by a recipe")
-    _add_module(commands, "eval", "vqkern.training.evaluate", "measure the tokenizer of a run")
-    _add_module(commands, "report", "vqkern.report.command", "compare runs on one page")
-    tokenize = "encode a folder of images into token shards"
-    _add_module(commands, "tokenize", "vqkern.tokenize", tokenize)
-    _add_module(commands, "data", "vqkern.data.command", "crop and pack images into tar shards")
-    _add_module(commands, "bench", "vqkern.bench", "time nearest_code against its peers here")
-    summary = "recompute tables of the papers that need no data set"
-    _add_module(commands, "reproduce", "vqkern.reproduce", summary)
+    for name, (package, summary) in COMMANDS.items():
+        _add_command(commands, name, package, summary)
     return parser
 
 
-def _add_module(commands, name: str, module: str, summary: str) -> None:
+def _add_command(commands, name: str, package: str, summary: str) -> None:
     import importlib
 
-    implementation = importlib.import_module(module)
+    implementation = importlib.import_module(f"vqkern.{package}.command")
     parser = commands.add_parser(name, help=summary, description=implementation.__doc__)
     implementation.add_arguments(parser)
     parser.set_defaults(run=implementation.run)

@@ -7,19 +7,7 @@ import platform
 
 import torch
 
-from . import __version__, backend
-
-
-def cpu_model() -> str:
-    """The processor's name, as the operating system gives it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+from . import __version__, backend, machine
 
 
 def describe() -> str:
@@ -32,7 +20,7 @@ def describe() -> str:
         except importlib.metadata.PackageNotFoundError:
             found = "not installed"
         lines.append(f"{package:<11} {found}")
-    lines += ["", f"cpu         {cpu_model()}, {torch.get_num_threads()} threads"]
+    lines += ["", f"cpu         {machine.cpu_name()}, {torch.get_num_threads()} threads"]
     lines.append(f"features    {torch.backends.cpu.get_cpu_capability()} as torch sees it")
     module = backend.native()
     if not isinstance(module, ImportError):

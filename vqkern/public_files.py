@@ -1,8 +1,9 @@
 """Weight files that others publish: found locally, told by their sha256, never downloaded."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+
+from vqkern.files import sha256_of
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,3 @@ class PublicFile:
     def __str__(self) -> str:
         digest = "" if self.sha256 is None else f" (sha256 {self.sha256})"
         return f"{self.name} from {self.address}{digest}"
-
-
-def sha256_of(path: str | Path) -> str:
-    """The hexadecimal sha256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vqkern import bench, cli
-from vqkern.bench import Case, Comparison, Result, Verdict
+from vqkern.bench import Case, Comparison, Result, Verdict, command
 from vqkern.bench.measure import TORCH_MATMUL
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -20,7 +20,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 def _parsed(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="vqkern bench")
-    bench.add_arguments(parser)
+    command.add_arguments(parser)
     return parser.parse_args(words)
 
 
@@ -53,9 +53,9 @@ def two_contestants(monkeypatch):
         ("--seconds inf", "argument --seconds: must be a positive number of seconds, got 'inf'"),
         ("--threads 0", "argument --threads: must be an integer of at least 1, got '0'"),
         ("--data uniform", "argument --data: invalid choice: 'uniform'"),
-        ("--device abacus", "argument --device: must be 'cpu' or 'cuda[:i]', got 'abacus'"),
-        ("--device cuda:99", "argument --device: is 'cuda:99', but torch sees"),
-        ("--device meta", "argument --device: must be 'cpu' or 'cuda[:i]', got 'meta'"),
+        ("--device abacus", "argument --device: must be 'auto', 'cpu' or 'cuda[:i]', got 'abacus'"),
+        ("--device cuda:99", "argument --device: 'cuda:99' was asked for, but torch finds"),
+        ("--device meta", "argument --device: must be 'auto', 'cpu' or 'cuda[:i]', got 'meta'"),
     ],
     ids=lambda value: value if len(value) < 20 else "",
 )
@@ -98,7 +98,7 @@ def test_the_usage_is_one_line_and_the_help_lists_every_choice(capsys):
 def test_run_prints_and_writes(two_contestants, tmp_path, capsys):
     words = "-N 50 -K 60 -D 3 --seconds 0.01 --no-memory --data duplicates"
     paths = ["--csv", str(tmp_path / "a.csv"), "--json", str(tmp_path / "a.json")]
-    assert bench.run(_parsed(*words.split(), *paths)) == 0
+    assert command.run(_parsed(*words.split(), *paths)) == 0
     printed = capsys.readouterr().out
     assert "nearest_code  N=50 K=60 D=3  duplicates, seed 0, float32, cpu" in printed
     everything = json.loads((tmp_path / "a.json").read_text())

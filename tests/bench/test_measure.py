@@ -408,7 +408,7 @@ def test_memory_is_that_of_the_call():
         ({"data": "uniform"}, "data must be one of gaussian, .*, got 'uniform'"),
         ({"op": "sort"}, "op must be one of nearest_code, .*, got 'sort'"),
         ({"dtype": "int8"}, "dtype must be one of float32, .*, got 'int8'"),
-        ({"device": "abacus"}, "device must be 'cpu' or .*, got 'abacus'"),
+        ({"device": "abacus"}, "device: must be 'cpu' or .*, got 'abacus'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vqkern.losses import Adversary, DinoDiscriminator, VisionTransformer, load_vit
+from vqkern.losses import DinoDiscriminator, Discriminator, VisionTransformer, load_vit
 
 
 def small(**sizes):
@@ -71,21 +71,21 @@ def test_features_are_those_of_torchs_encoder_layers(tmp_path):
 def test_heads_alone_are_trained_and_saved_and_the_images_get_gradients():
     features = small()
     before = {name: value.clone() for name, value in features.state_dict().items()}
-    judge = DinoDiscriminator(features)
-    assert not any("block" in name for name in judge.state_dict())
-    assert len(judge.heads) == 5 and judge(images(3)).shape == (3, 5 * 16)
+    network = DinoDiscriminator(features)
+    assert not any("block" in name for name in network.state_dict())
+    assert len(network.heads) == 5 and network(images(3)).shape == (3, 5 * 16)
     x = images().requires_grad_()
-    judge(x).sum().backward()
-    assert bool((x.grad != 0).any()) and all(p.grad is not None for p in judge.parameters())
+    network(x).sum().backward()
+    assert bool((x.grad != 0).any()) and all(p.grad is not None for p in network.parameters())
     assert all(p.grad is None for p in features.parameters())
-    judge.train()
+    network.train()
     assert not features.training
-    adversary = Adversary(judge)
-    optimizer = torch.optim.Adam(adversary.parameters(), 1e-3)
+    discriminator = Discriminator(network)
+    optimizer = torch.optim.Adam(discriminator.parameters(), 1e-3)
     real, fake = images(4), images(4) * 0.2
     losses = []
     for _ in range(25):
-        loss, _ = adversary(real, fake)
+        loss, _ = discriminator(real, fake)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -96,19 +96,19 @@ def test_heads_alone_are_trained_and_saved_and_the_images_get_gradients():
 
 def test_the_features_move_with_the_heads():
     features = small()
-    judge = DinoDiscriminator(features).double()
+    network = DinoDiscriminator(features).double()
     assert features.pos_embed.dtype == torch.float64 and features.mean.dtype == torch.float64
-    assert judge(images().double()).dtype == torch.float64
+    assert network(images().double()).dtype == torch.float64
 
 
 def test_spectral_normalisation_bounds_every_convolution():
-    judge = DinoDiscriminator(small()).train()
-    convolutions = [m for m in judge.heads.modules() if isinstance(m, nn.Conv1d)]
+    network = DinoDiscriminator(small()).train()
+    convolutions = [m for m in network.heads.modules() if isinstance(m, nn.Conv1d)]
     with torch.no_grad():
         for convolution in convolutions:
             convolution.weight_orig.mul_(50)
         for _ in range(30):
-            judge(images())
+            network(images())
     assert len(convolutions) == 15
     for convolution in convolutions:
         norm = torch.linalg.matrix_norm(convolution.weight.detach().flatten(1), 2)
@@ -123,12 +123,12 @@ def test_tokens_are_seen_in_a_circle():
 
 
 def test_other_sizes_are_fitted():
-    judge = DinoDiscriminator(small()).eval()
+    network = DinoDiscriminator(small()).eval()
     whole = images(1)
-    assert judge._fitted(whole) is whole
-    assert judge._fitted(images(1, 40)).shape == (1, 3, 64, 64)
+    assert network._fitted(whole) is whole
+    assert network._fitted(images(1, 40)).shape == (1, 3, 64, 64)
     large = torch.arange(96.0).view(1, 1, 1, 96).expand(1, 3, 96, 96)
-    seen = [judge._fitted(large) for _ in range(60)]
+    seen = [network._fitted(large) for _ in range(60)]
     assert all(one.shape == (1, 3, 64, 64) for one in seen)
     crops = [one for one in seen if bool((one == one.round()).all())]
     assert 15 <= len(crops) <= 45 and len({float(one[0, 0, 0, 0]) for one in crops}) > 5

@@ -7,8 +7,8 @@ from torch import nn
 
 from vqkern.losses import (
     ADVERSARIAL,
-    Adversary,
     DiffAugment,
+    Discriminator,
     LeCAM,
     PatchGAN,
     adaptive_weight,
@@ -105,18 +105,20 @@ def test_augmentation_with_a_probability_leaves_some_batches_alone():
 
 def test_discriminator_learns_and_its_gradient_stops_at_the_fakes():
     torch.manual_seed(0)
-    adversary = Adversary(PatchGAN(8, 2), strong=DiffAugment(), bcr_weight=0.1, lecam_weight=0.01)
+    discriminator = Discriminator(
+        PatchGAN(8, 2), strong=DiffAugment(), bcr_weight=0.1, lecam_weight=0.01
+    )
     fake = (images(side=32) * 0.2).requires_grad_()
-    optimizer = torch.optim.Adam(adversary.parameters(), 1e-3)
+    optimizer = torch.optim.Adam(discriminator.parameters(), 1e-3)
     losses = []
     for _ in range(30):
-        loss, logits = adversary(images(side=32, seed=1), fake)
+        loss, logits = discriminator(images(side=32, seed=1), fake)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
     assert fake.grad is None and logits[0] > logits[1] and losses[-1] < 0.7 * losses[0]
-    adversary.generator_loss(fake).backward()
+    discriminator.generator_loss(fake).backward()
     assert bool((fake.grad != 0).any())
 
 
@@ -126,8 +128,8 @@ def test_terms_of_the_discriminator_are_added_with_their_weights():
             return x.mean((1, 2, 3))
 
     real, fake = images() + 1, images(seed=1)
-    plain = Adversary(Mean())(real, fake)[0]
-    half = Adversary(Mean(), strong=lambda x: x / 2, bcr_weight=4.0)(real, fake)[0]
+    plain = Discriminator(Mean())(real, fake)[0]
+    half = Discriminator(Mean(), strong=lambda x: x / 2, bcr_weight=4.0)(real, fake)[0]
     means = torch.stack([real.mean((1, 2, 3)), fake.mean((1, 2, 3))])
     torch.testing.assert_close(half - plain, 4 * (means / 2).square().mean(1).sum())
 
@@ -157,8 +159,8 @@ def test_patchgan_sees_patches_of_70_pixels():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Adversary(PatchGAN(8), kind="soft"), "kind: .* 'soft'"),
-        (lambda: Adversary(PatchGAN(8), bcr_weight=1.0), "strong: .* None"),
+        (lambda: Discriminator(PatchGAN(8), kind="soft"), "kind: .* 'soft'"),
+        (lambda: Discriminator(PatchGAN(8), bcr_weight=1.0), "strong: .* None"),
         (lambda: DiffAugment(("blur",)), "kinds: .* 'blur'"),
         (lambda: DiffAugment(cut=1.5), "cut: .* 1.5"),
         (lambda: LeCAM(1.0), "decay .* 1.0"),

@@ -9,11 +9,13 @@ from PIL import Image
 
 from vqkern import build_quantizer
 from vqkern.cli import main
+from vqkern.evaluate import command
+from vqkern.evaluate import figures as evaluated
+from vqkern.files import sha256_of
 from vqkern.losses import load_lpips
 from vqkern.metrics import InceptionScores
-from vqkern.public_files import PublicFile, sha256_of
+from vqkern.public_files import PublicFile
 from vqkern.tokenizers import ConvConfig, build_tokenizer
-from vqkern.training import evaluate as evaluation
 
 LAYER = 64  # of 2048 the distance takes the eigenvalues of 2048 x 2048 matrices: half a minute
 
@@ -150,9 +152,9 @@ def test_eval_writes_all_figures_with_what_they_are(
 
     inception, lpips = inception_file, alexnet_file
     monkeypatch.setattr(
-        evaluation, "InceptionScores", partial(InceptionScores, expected=inception[0], layer=LAYER)
+        command, "InceptionScores", partial(InceptionScores, expected=inception[0], layer=LAYER)
     )
-    monkeypatch.setattr(evaluation, "load_lpips", partial(load_lpips, expected=lpips[0]))
+    monkeypatch.setattr(evaluated, "load_lpips", partial(load_lpips, expected=lpips[0]))
     config = ConvConfig(latent_dim=4, widths=(8,), blocks=(1,), groups=4)
     quantizer = build_quantizer("vanilla", dim=4, codebook_size=16, channel_dim=1)
     build_tokenizer(config, quantizer).save_pretrained(tmp_path / "run")

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from vqkern.cli import main
-from vqkern.reproduce import NAMES, experiment, moving, select
+from vqkern.reproduce import NAMES, experiment, moving
+from vqkern.reproduce.command import select
 from vqkern.reproduce.frame import run_experiment
 from vqkern.reproduce.gaussian_shift import EXPERIMENT
 from vqkern.reproduce.moving import METHODS, Moving

@@ -217,7 +217,7 @@ DAMAGE = {
     "no config": (lambda d: (d / "config.json").unlink(), "config.json.*missing"),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "model.safetensors.*missing"),
     "not JSON": (lambda d: (d / "config.json").write_text("{"), "config.json.*cannot be read"),
-    "another JSON": (lambda d: (d / "config.json").write_text("[1]"), "not a vqkern tokenizer"),
+    "another JSON": (lambda d: (d / "config.json").write_text("[1]"), "not a JSON object"),
     "newer format": (lambda d: edit_config(d, format_version=2), "format version 2, expected 1"),
     "unknown network": (lambda d: edit_config(d, architecture={"name": "x"}), "architecture"),
     "bad network": (

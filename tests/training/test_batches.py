@@ -6,8 +6,8 @@ from image_files import encoded, tar_bytes
 from PIL import Image
 
 from vqkern.data import Crop, CroppedImages, EpochSampler, Loader, open_source, pack, to_float
+from vqkern.evaluate import folder_images
 from vqkern.training.batches import Share, Unreadable, micro_batches, training_samples
-from vqkern.training.evaluate import folder_images
 from vqkern.training.recipe import DataSettings
 
 

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,12 +14,13 @@ import torch
 import train_ranks
 from PIL import Image
 
+from vqkern import training
 from vqkern.cli import main
 from vqkern.tokenizers import from_pretrained
 from vqkern.training import checkpoint, engine
 from vqkern.training.batches import training_samples
 from vqkern.training.build import build_tokenizer_of
-from vqkern.training.config import from_mapping, to_mapping
+from vqkern.training.config import from_mapping, load_recipe, to_mapping
 from vqkern.training.engine import Result, rate_factor, train
 from vqkern.training.recipe import OptimSettings, Recipe
 from vqkern.training.state import State, check_same_recipe
@@ -63,6 +65,17 @@ def transplant(base, trainer, name="vanilla", **changes):
 
 def lines(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_package_loads_the_trainer_when_it_is_asked_for():
+    assert training.train is train and training.Result is Result and training.Recipe is Recipe
+    assert training.load_recipe("photographs-base") == load_recipe("photographs-base")
+    assert set(training.__all__) <= set(dir(training))
+    with pytest.raises(AttributeError, match="'vqkern.training' has no attribute 'trainer'"):
+        _ = training.trainer
+    program = "import sys, vqkern.training; print('vqkern.training.engine' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert found.stdout == "False\n", found.stderr
 
 
 @pytest.mark.parametrize("codebook_lr", [None, 0.01])

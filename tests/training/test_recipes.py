@@ -12,7 +12,7 @@ from vqkern.tokenizers import ConvConfig, build_tokenizer
 from vqkern.training.build import config_of, quantizer_of
 from vqkern.training.config import RECIPES, load_recipe, recipe_names
 from vqkern.training.engine import train
-from vqkern.training.state import build_adversary
+from vqkern.training.state import build_discriminator
 
 # Channels of the tokenizers that stages start from: VAR's has 32.
 FULL_DIM = {"photographs": 8}
@@ -65,7 +65,7 @@ def test_full_size_on_the_meta_device(name):
             if recipe.tokenizer.architecture is not None:
                 tokenizer = build_tokenizer(config, quantizer)
                 assert all(p.is_meta for p in tokenizer.parameters())
-        build_adversary(recipe.loss.adversarial, VisionTransformer())
+        build_discriminator(recipe.loss.adversarial, VisionTransformer())
 
 
 # Each takes seconds to make its codes; `make soak` steps them.
@@ -110,8 +110,8 @@ def test_one_real_step_at_reduced_size(name, tmp_path, dino_file):
     (line,) = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     values = json.loads(line)
     assert 0 < values["utilization"] <= 1 and values["error"] > 0
-    judged = described["loss"].get("adversarial", {})["discriminator"] != "none"
-    assert ("judge" in values) == judged
+    adversarial = described["loss"].get("adversarial", {})["discriminator"] != "none"
+    assert ("discriminator_loss" in values) == adversarial
 
 
 SCALES = "scale_weights: [1, 1, 1, 2, 2, 2, 3, 3, 5, 5]"

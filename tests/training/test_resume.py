@@ -64,7 +64,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(whole, half, tmp_pa
     assert train_ranks.run(out, ranks) == [0] * ranks
     expected = tensors(whole[ranks])
     kinds = {name.split(".")[0] for name in expected}
-    assert kinds == {"model", "adversary", "optimizer", "average", "random"}
+    assert kinds == {"model", "discriminator", "optimizer", "average", "random"}
     assert_same(tensors(out), expected)
     assert metrics(out) == metrics(whole[ranks])
     assert [line["step"] for line in metrics(out)] == [5, 10, 15, 20]
@@ -131,6 +131,6 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(whole, tmp_path, capsys):
     assert len(said) == 1 and "step-00000020" in said[0] and "sha256" in said[0]
     (newest / "manifest.json").unlink()
     newest_checkpoint(out / "checkpoints", said.append)
-    assert "manifest.json cannot be read" in said[1]
+    assert "manifest.json' cannot be read" in said[1]
     assert train_ranks.run(out) == [0]
     assert_same(tensors(out), tensors(whole[1]))

@@ -5,7 +5,6 @@ turns, in one process. A peer that is not installed is named with the command th
 # one `Contestant` in contestants/ adds a peer, one `Operation` in operations.py adds an op.
 
 from .cases import DATA, Case
-from .command import add_arguments, run
 from .contestants import Contestant
 from .measure import Comparison, Result, compare
 from .memory import MemoryProbe
@@ -23,11 +22,9 @@ __all__ = [
     "Operation",
     "Result",
     "Verdict",
-    "add_arguments",
     "compare",
     "environment",
     "rows",
-    "run",
     "table",
     "write_csv",
     "write_json",

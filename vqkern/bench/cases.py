@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from ..machine import device_defect
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -57,22 +59,6 @@ DATA: dict[str, Callable[[int, int, int, Generator], tuple[Tensor, Tensor]]] = {
 }
 
 
-def device_defect(name: str) -> str | None:
-    """What is wrong with a device's name, or None if it can be used here."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        return f"must be 'cpu' or 'cuda[:i]', got {name!r}"
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            return f"is {name!r}, but torch sees no CUDA GPU here"
-        if (device.index or 0) >= torch.cuda.device_count():
-            return f"is {name!r}, but torch sees {torch.cuda.device_count()} CUDA GPUs here"
-    return None
-
-
 @dataclass(frozen=True)
 class Case:
     """One problem: `n` vectors (or points), `k` codes (or points of the other set), `d` channels.
@@ -106,7 +92,7 @@ class Case:
                 )
         reason = device_defect(self.device)
         if reason is not None:
-            raise ValueError(f"Case: device {reason}")
+            raise ValueError(f"Case: device: {reason}")
 
     def vectors_and_codes(self) -> tuple[Tensor, Tensor]:
         """Vectors [N, D] and codes [K, D]: the same values on every device, from the seed alone."""

@@ -1,4 +1,8 @@
-"""`vqkern bench`: one case from the command line."""
+"""Time one operation of this package against its peers, on this machine and one shape.
+
+Every output is judged against exact float64 first; then all contestants take turns, in one process.
+A peer that is not installed is named with the command that installs it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ import math
 import os
 from pathlib import Path
 
-from .cases import DATA, DTYPES, Case, device_defect
+from ..machine import add_device_argument, choose_device
+from .cases import DATA, DTYPES, Case
 from .operations import OPERATIONS
 
 
@@ -40,14 +45,6 @@ def positive_seconds(text: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"must be a positive number of seconds, got {text!r}")
     return value
-
-
-def device(text: str) -> str:
-    """An argparse type: a device that can be used here."""
-    reason = device_defect(text)
-    if reason is not None:
-        raise argparse.ArgumentTypeError(reason)
-    return text
 
 
 def new_file(text: str) -> Path:
@@ -83,9 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     problem.add_argument("--seed", type=seed, default=0, help="of the inputs (%(default)s)")
     how = parser.add_argument_group("how it is measured")
-    how.add_argument(
-        "--device", type=device, default="cpu", help="cpu, cuda or cuda:i (%(default)s)"
-    )
+    add_device_argument(how, default="cpu")
     how.add_argument("--threads", type=positive_int, metavar="T", help="torch's own choice")
     how.add_argument(
         "--seconds",
@@ -121,8 +116,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.compile and args.op != "nearest_code":
         raise ValueError(f"--compile compares nearest_code only, got --op {args.op}")
-    options = {key: getattr(args, key) for key in ("op", "data", "dtype", "seed", "device")}
-    case = Case(n=args.N, k=args.K, d=args.D, **options)
+    options = {key: getattr(args, key) for key in ("op", "data", "dtype", "seed")}
+    device = str(choose_device(args.device, "--device"))
+    case = Case(n=args.N, k=args.K, d=args.D, device=device, **options)
     contestants = OPERATIONS[case.op].contestants_on(case.device)
     with MemoryProbe() as probe:
         comparison = compare(

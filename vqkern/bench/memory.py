@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..machine import peak_since_reset, peak_since_start, reset_peak_memory, resident_memory
 from .cases import Case
 from .contestants import Contestant
 
@@ -136,45 +137,22 @@ def _measure_here(prepare, case: Case, threads: int) -> Memory:
         prepare(tiny, *make(tiny))()
         inputs = make(case)
         gc.collect()
-        _return_free_heap()
+        return_free_heap()
         # ru_maxrss is second best: it cannot be reset, and a child inherits its parent's.
-        resets = _reset_peak()
-        before = _status_bytes("VmRSS") if resets else _max_rss()
+        resets = reset_peak_memory()
+        before = resident_memory() if resets else peak_since_start()
         output = prepare(case, *inputs)()
-        extra = (_status_bytes("VmHWM") if resets else _max_rss()) - before
+        extra = (peak_since_reset() if resets else peak_since_start()) - before
         del output
     return Memory(max(0, extra), PEAK_RESET if resets else PEAK_LOWER)
 
 
-def _return_free_heap() -> None:
+def return_free_heap() -> None:
     """Gives freed heap back if the C library can: a call that reused it would seem to need less."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError):
         return
-
-
-def _reset_peak() -> bool:
-    """Resets this process's peak resident set; False where the kernel has no such switch."""
-    try:
-        with open("/proc/self/clear_refs", "w") as switch:
-            switch.write("5")
-        return _status_bytes("VmHWM") > 0
-    except (OSError, KeyError):
-        return False
-
-
-def _status_bytes(key: str) -> int:
-    with open("/proc/self/status") as lines:
-        fields = dict(line.split(":", 1) for line in lines)
-    return int(fields[key].split()[0]) * 1024
-
-
-def _max_rss() -> int:
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _on_cuda(contestant: Contestant, case: Case) -> Memory:

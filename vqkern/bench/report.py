@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from ..machine import cpu_name
+from ..terminal import aligned
 from .cases import Case
 from .measure import Comparison, Result
 from .operations import OPERATIONS
@@ -32,14 +34,7 @@ def hardware(device: str = "cpu") -> str:
     """The processor's name as its driver or kernel gives it, and the number of CPU cores."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as lines:
-            models = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
-        name = models[0] if models else name
-    except OSError:
-        pass
-    return f"{name}, {os.cpu_count()} cores"
+    return f"{cpu_name()}, {os.cpu_count()} cores"
 
 
 def environment(case: Case, commit: str = "unknown") -> dict[str, str]:
@@ -156,15 +151,7 @@ def table(comparison: Comparison) -> str:
     titles += ["max rel. error"] if errors else []
     titles += ["same bits", "extra MiB"]
     body = [_line(comparison, r, scale, bool(counted), errors) for r in timed]
-    widths = [max(len(line[i]) for line in [titles, *body]) for i in range(len(titles))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in [titles, *body]
-    ]
-    return "\n".join([*head, "", *lines, *_remarks(comparison, scale)])
+    return "\n".join([*head, "", *aligned([titles, *body]), *_remarks(comparison, scale)])
 
 
 def _line(

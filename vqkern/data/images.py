@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqkern.terminal import one_line
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 
@@ -82,7 +84,7 @@ def decode_image(file: str | Path | BinaryIO, name: str | None = None):
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files.
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise ValueError(f"image {shown} cannot be read: {reason}") from error
 
 

@@ -13,6 +13,7 @@ from vqkern.data.named_crops import Crop
 from vqkern.data.quarantine import Damage, Quarantine
 from vqkern.data.sampler import EpochSampler, Key
 from vqkern.data.sources import ImageSource, fingerprint
+from vqkern.terminal import one_line
 
 CROP_STREAM = 1
 MAX_REPLACEMENTS = 32
@@ -53,7 +54,7 @@ class CroppedImages(Dataset):
         try:
             return np.asarray(self.crop(self.source.load(number), draws))
         except (ValueError, OSError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             return Damage(self.source.names[number], reason)
 
     def draws(self, key: Key) -> Draws | None:

@@ -5,18 +5,18 @@ images. The same source and settings give the same bytes, wherever a run was sto
 """
 
 import io
-import os
 import sys
 import tarfile
 from pathlib import Path
 
 from torch.utils.data import DataLoader, Dataset
 
-from vqkern.data.files import progress_bar, read_json, require_same, sha256_of, write_json
 from vqkern.data.loader import CroppedImages
 from vqkern.data.quarantine import Damage, Quarantine
 from vqkern.data.sources import fingerprint
 from vqkern.data.tar import unsafe_name
+from vqkern.files import read_json, require_same, sha256_of, whole_file, write_json
+from vqkern.terminal import progress_bar
 
 FORMAT = "vqkern-shards"
 FORMAT_VERSION = 1
@@ -67,10 +67,9 @@ def pack(
     with progress_bar(len(images), min(done, len(images)), "image") as bar:
         for first in range(done, len(images), shard_size):
             path = out / f"shard-{first // shard_size:05d}.tar"
-            part = path.with_name(path.name + ".part")
             count = 0
-            with open(part, "wb") as file:
-                with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+            with whole_file(path) as part:
+                with tarfile.open(part, "w", format=tarfile.GNU_FORMAT) as tar:
                     for _ in range(min(shard_size, len(images) - first)):
                         name, content = next(encoded)
                         if isinstance(content, str):
@@ -82,12 +81,9 @@ def pack(
                             tar.addfile(member, io.BytesIO(content))
                             count += 1
                         bar.update()
-                file.flush()
-                os.fsync(file.fileno())
-            entry = {"file": path.name, "images": count, "bytes": part.stat().st_size}
-            index["shards"].append({**entry, "sha256": sha256_of(part)})
+            entry = {"file": path.name, "images": count, "bytes": path.stat().st_size}
+            index["shards"].append({**entry, "sha256": sha256_of(path)})
             index["damaged"] = [d._asdict() for d in quarantine.damaged]
-            part.replace(path)
             write_json(out / INDEX_FILE, index)
     index["complete"] = True
     index["damaged"] = [d._asdict() for d in quarantine.damaged]

@@ -14,6 +14,7 @@ import numpy as np
 
 from vqkern.data.images import import_pillow
 from vqkern.data.quarantine import Damage
+from vqkern.terminal import one_line
 
 MAX_VOXELS = 2**27
 MAX_OFFSET = 2**16
@@ -57,7 +58,7 @@ class VolumeSlices:
             try:
                 count = _slice_count(path, max_voxels)
             except (ValueError, OSError) as error:
-                self.rejected.append(Damage(name, _one_line(error)))
+                self.rejected.append(Damage(name, one_line(error)))
                 continue
             for number in range(math.floor(keep[0] * count), math.ceil(keep[1] * count)):
                 self.names.append(f"{name}/{number:04d}")
@@ -134,7 +135,7 @@ def _open_array(path: Path, max_voxels: int) -> np.ndarray:
             np.empty(shape, dtype) if empty else np.memmap(path, dtype, "r", offset, shape, order)
         )
     except (ValueError, OverflowError, EOFError, SyntaxError, TypeError, RecursionError) as error:
-        raise ValueError(f"volume {str(path)!r} cannot be read: {_one_line(error)}") from error
+        raise ValueError(f"volume {str(path)!r} cannot be read: {one_line(error)}") from error
     if array.ndim != 3 or array.dtype.kind not in "iuf" or not array.size:
         raise ValueError(
             f"volume {str(path)!r} is {array.dtype} {list(array.shape)}, "
@@ -167,7 +168,7 @@ def _read_header(file, path: Path, max_voxels: int):
         raise
     except Exception as error:  # nibabel raises nearly anything on damaged headers
         raise ValueError(
-            f"volume {str(path)!r} has no valid NIfTI header: {_one_line(error)}"
+            f"volume {str(path)!r} has no valid NIfTI header: {one_line(error)}"
         ) from error
     shape = _shape(header)
     if len(shape) != 3 or min(shape) < 1 or np.isnan(orientation).any():
@@ -202,7 +203,7 @@ def _read_nifti(path: Path, max_voxels: int) -> np.ndarray:
             content = file.read(wanted)
             file.read(1)  # the end of a gzip file, where its checksum is
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"volume {str(path)!r} is damaged: {_one_line(error)}") from error
+            raise ValueError(f"volume {str(path)!r} is damaged: {one_line(error)}") from error
     if len(content) != wanted:
         raise ValueError(
             f"volume {str(path)!r} is truncated: {len(content)} of {wanted} bytes of voxels"
@@ -221,7 +222,3 @@ def _check_size(path: Path, shape: tuple[int, ...], max_voxels: int) -> None:
             f"volume {str(path)!r} has shape {list(shape)}, more than the {max_voxels} voxels "
             f"allowed"
         )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -1,6 +1,5 @@
 """The stages of a demonstration: train, transplant, adapt, and measure after each."""
 
-import sys
 import time
 from dataclasses import asdict
 from math import log10
@@ -24,6 +23,7 @@ from vqkern.metrics import psnr, quantization_error, ssim
 from vqkern.quantizers import build_quantizer
 from vqkern.report import Curve, Row, RunRecord, Strip
 from vqkern.report.environment import PeakMemory, describe_environment
+from vqkern.terminal import name_stage, stage_bar
 from vqkern.tokenizers import Tokenizer, build_tokenizer
 from vqkern.training import (
     OnStep,
@@ -99,7 +99,7 @@ class Demo:
         }
         self.stage, self.slug, self.done, self.steps = "the start", "base", 0, 0
         self.current: Tokenizer | None = None
-        self.bar = _progress_bar(self._plan())
+        self.bar = stage_bar(self._plan())
 
     def run(self) -> None:
         """All stages in turn; each one's figures are in the record as soon as it is finished."""
@@ -179,7 +179,7 @@ class Demo:
     def _watch(self, stage: str, steps: int, curve: str | None) -> OnStep:
         """Names the stage, and gives the callback that moves the bar and keeps the curves."""
         self.stage, self.done, self.steps = stage, 0, steps
-        _say(self.bar, stage)
+        name_stage(self.bar, stage)
         curves: dict[str, Curve] = {}
 
         def on_step(report: StepReport) -> None:
@@ -201,7 +201,7 @@ class Demo:
         """Measures and saves a finished tokenizer."""
         name = self.names[self.slug]
         self.stage, self.done, self.steps = f"measuring {name}", 0, 1
-        _say(self.bar, "measuring")
+        name_stage(self.bar, "measuring")
         tokenizer.save_pretrained(self.out / "tokenizers" / self.slug)
         quantizer = tokenizer.quantizer
         quantizer.reset_usage()
@@ -276,18 +276,3 @@ def _load(data: str | None) -> tuple[list[Picture], list[Region]]:
         print(f"{data} holds {found} images; the demo takes the first {MAX_PICTURES}, by name.")
     pictures = load_folder(data, MAX_PICTURES)
     return pictures, [default_region(picture, HELD_OUT_SIDE) for picture in pictures]
-
-
-def _progress_bar(total: float):
-    from tqdm import tqdm
-
-    shape = "{desc:<22} {percentage:3.0f} % |{bar}| {elapsed} gone, about {remaining} left"
-    # disable=None: no bar where stderr is not a terminal; _say prints plain lines there.
-    return tqdm(total=total, bar_format=shape, disable=None, smoothing=0.1, dynamic_ncols=True)
-
-
-def _say(bar, stage: str) -> None:
-    if bar.disable:
-        print(stage, file=sys.stderr, flush=True)
-    else:
-        bar.set_description_str(stage)

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..distributed import number_of_ranks, sum_over_ranks
 from ..ops.checks import require_index
 from ..ops.take_codes import take_codes
 from ..quantizers.multiscale import nearest_phi
-from ..quantizers.ranks import number_of_ranks, sum_over_ranks
 from .adapter import Adapter, embedding_refusal, only_has, spread_like
 from .table import nearest, require_map
 from .terms import mse

@@ -1,8 +1,8 @@
-"""Losses of image tokenizers: pixels, perception, and a discriminator's judgement."""
+"""Losses of image tokenizers: pixels, perception, and a discriminator."""
 
-from vqkern.losses.adversary import ADVERSARIAL, Adversary, LeCAM, adaptive_weight
 from vqkern.losses.augment import AUGMENTATIONS, DiffAugment
 from vqkern.losses.dino import DinoDiscriminator
+from vqkern.losses.discriminator import ADVERSARIAL, Discriminator, LeCAM, adaptive_weight
 from vqkern.losses.patchgan import PatchGAN
 from vqkern.losses.perceptual import load_lpips
 from vqkern.losses.pixel import PIXEL, charbonnier, l1, l2
@@ -11,9 +11,9 @@ from vqkern.losses.vit import VisionTransformer, load_vit
 __all__ = [
     "ADVERSARIAL",
     "AUGMENTATIONS",
-    "Adversary",
     "DiffAugment",
     "DinoDiscriminator",
+    "Discriminator",
     "LeCAM",
     "PIXEL",
     "PatchGAN",

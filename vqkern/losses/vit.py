@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqkern.public_files import PublicFile
+from vqkern.terminal import one_line
 
 # The authors publish no digest of it; what does not have its tensors is refused.
 DINO_S = PublicFile(
@@ -106,9 +107,9 @@ def load_vit(path: str | Path, *, expected: PublicFile = DINO_S) -> VisionTransf
         network = VisionTransformer(dim, depth, patch, side, hidden)
         network.load_state_dict(state)
     except Exception as error:  # what torch.load raises on other files is not told
-        reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"discriminator: dino: {str(found)!r} is no file like {expected}: {reason}"
+            f"discriminator: dino: {str(found)!r} is no file like {expected}: "
+            f"{one_line(error, 200)}"
         ) from error
     with torch.no_grad():
         for block in network.blocks:

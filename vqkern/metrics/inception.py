@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vqkern.public_files import PublicFile, sha256_of
+from vqkern.files import sha256_of
+from vqkern.public_files import PublicFile
 
 INCEPTION = PublicFile(
     "weights-inception-2015-12-05-6726825d.pth",

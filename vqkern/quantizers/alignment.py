@@ -13,12 +13,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..distributed import number_of_ranks, sum_over_ranks
 from ..ops.checks import require_whole
 from ..ops.direct import is_ordinary
 from ..ops.gaussian_w2 import Moments, gaussian_w2, moments, prior_w2, scatter_of
 from ..ops.squared_mmd import mean_bandwidth, squared_mmd
 from .base import require_weight
-from .ranks import number_of_ranks, sum_over_ranks
 
 
 class Alignment(Protocol):

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..ops import nearest_code
-from .ranks import (
+from ..distributed import (
     least_over_ranks,
     number_of_ranks,
     place_among_ranks,
     sum_over_ranks,
     this_rank,
 )
+from ..ops import nearest_code
 
 
 class Anchors(NamedTuple):

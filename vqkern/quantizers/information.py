@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..ops.checks import require_whole
 from .base import Quantizer
-from .usage import of_each_codebook
+from .usage import usages
 
 BITS_PER_CHANNEL = 32  # of a float32 latent (definition 1)
 
@@ -168,7 +168,7 @@ def _utilization(quantizer: Quantizer, latents: Tensor, index: Tensor, size: int
     counting = copy.deepcopy(quantizer).eval()
     counting.reset_usage()
     counting(latents)
-    each = of_each_codebook(counting.usage())
+    each = usages(counting.usage())
     return sum(usage.utilization for usage in each) / len(each)
 
 

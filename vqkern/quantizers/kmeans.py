@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..distributed import place_among_ranks, sum_over_ranks
 from ..ops import code_sums, nearest_code
 from ..ops.checks import require_float, require_matrix
 from .anchors import random_features
-from .ranks import place_among_ranks, sum_over_ranks
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ..distributed import sum_over_ranks
 from ..ops import code_sums
 from ..ops.checks import require_whole
 from ..ops.rows import ema_step
@@ -19,7 +20,6 @@ from .base import require_weight
 from .buffers import KeepsBufferTypes
 from .codes import Table
 from .pulls import masked_mse
-from .ranks import sum_over_ranks
 
 
 class UpdateRule(Protocol):

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..distributed import number_of_ranks, sum_over_ranks
 from ..ops.direct import undifferentiated
 from ..ops.rows import count_codes
 from .buffers import KeepsBufferTypes
-from .ranks import number_of_ranks, sum_over_ranks
 
 
 class Usage(NamedTuple):
@@ -52,11 +52,11 @@ def _(info, in_dims, index, counted, hits, skipped):
     return _count_codes_op(index.reshape(-1), counted.reshape(-1), hits, skipped), None
 
 
-def of_each_codebook(usage: Usage | list) -> list[Usage]:
-    """What `usage()` of any quantizer gives, as one list."""
+def usages(usage: Usage | list) -> list[Usage]:
+    """What `usage()` of any quantizer gives as one list, an entry a codebook."""
     if isinstance(usage, Usage):
         return [usage]
-    return [own for part in usage for own in of_each_codebook(part)]
+    return [own for part in usage for own in usages(part)]
 
 
 def runs_again() -> bool:

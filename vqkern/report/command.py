@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from vqkern.data import CROPS
+from vqkern.machine import add_device_argument, choose_device
 from vqkern.report.environment import describe_environment
 from vqkern.report.results import Strip
 
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--crop", default="adm", choices=fixed, help="of --data (%(default)s)")
     parser.add_argument("--size", type=int, help="side of the crops (256)")
     parser.add_argument("--pictures", type=int, default=6, help="images of --data (%(default)s)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if args.pictures < 0:
         raise ValueError(f"--pictures: got {args.pictures}, expected at least 0")
     runs = read_runs(args.runs)
-    device = _device(args.device)
+    device = choose_device(args.device, "--device")
     pictures = _pictures(args)
     if pictures is not None:
         for one in runs:
@@ -97,13 +98,6 @@ def _folder(folder: str, crop: str, size: int, count: int) -> list[Strip]:
         pixels = torch.from_numpy(np.array(cut(decode_image(file)))).permute(2, 0, 1)
         strips.append(Strip(file.name, "", to_float(pixels.contiguous())))
     return strips
-
-
-def _device(name: str) -> torch.device:
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ValueError("--device: cuda was asked for, but torch finds no CUDA device here")
-    return torch.device("cpu" if name == "cpu" or not available else "cuda")
 
 
 def _check_packages() -> None:

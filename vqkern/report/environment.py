@@ -1,10 +1,11 @@
 """What a run ran on: versions, hardware, peak memory."""
 
 import platform
-import sys
 from importlib import metadata
 
 import torch
+
+from vqkern.machine import cpu_name, peak_since_reset, peak_since_start, reset_peak_memory
 
 PACKAGES = ("vqkern", "torch", "numpy", "scikit-image", "matplotlib", "safetensors")
 
@@ -12,7 +13,6 @@ PACKAGES = ("vqkern", "torch", "numpy", "scikit-image", "matplotlib", "safetenso
 def describe_environment(device: torch.device) -> dict[str, str]:
     """Versions and hardware by name, as plain text."""
     from vqkern import __version__
-    from vqkern.info import cpu_model
 
     facts = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -21,7 +21,7 @@ def describe_environment(device: torch.device) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             facts[package] = "not installed"
     facts["system"] = f"{platform.system()} {platform.machine()}"
-    facts["processor"] = cpu_model()
+    facts["processor"] = cpu_name()
     facts["threads"] = str(torch.get_num_threads())
     facts["device"] = "CPU"
     if device.type == "cuda":
@@ -39,9 +39,10 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.resets = device.type != "cuda" and reset_peak_memory()
         if device.type == "cuda":
             self.note = "held by torch on the GPU while that row was made and measured."
-        elif self._reset_linux():
+        elif self.resets:
             self.note = (
                 "resident memory of the whole process, interpreter and libraries included, while "
                 "that row was made and measured."
@@ -54,29 +55,10 @@ class PeakMemory:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
-            self._reset_linux()
+            reset_peak_memory()
 
     def read(self) -> float:
         """The peak in MiB."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
-        try:
-            with open("/proc/self/status", encoding="ascii") as file:
-                for line in file:
-                    if line.startswith("VmHWM:"):
-                        return int(line.split()[1]) / 1024
-        except OSError:
-            pass
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / 2**20 if sys.platform == "darwin" else peak / 1024
-
-    @staticmethod
-    def _reset_linux() -> bool:
-        try:
-            with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-                file.write("5")  # resets VmHWM, and nothing else
-        except OSError:
-            return False
-        return True
+        return (peak_since_reset() if self.resets else peak_since_start()) / 2**20

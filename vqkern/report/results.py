@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vqkern.terminal import aligned
+
 
 @dataclass(frozen=True)
 class Row:
@@ -136,15 +138,8 @@ def format_table(record: RunRecord) -> str:
     body = [
         [row.name, *(show(getattr(row, name)) for name, _, show in COLUMNS)] for row in record.rows
     ]
-    widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
-
-    def aligned(line: list[str]) -> str:
-        cells = [line[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-        return "  ".join(cells)
-
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join([aligned(header), rule, *map(aligned, body), "", *notes(record)])
+    head, *lines = aligned([header, *body])
+    return "\n".join([head, "-" * len(head), *lines, "", *notes(record)])
 
 
 def write_results(record: RunRecord, folder: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqkern.report.results import Curve
+from vqkern.terminal import one_line
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,7 @@ def _recipe(folder: Path) -> dict:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
         steps = recipe["optim"]["steps"]
     except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{str(path)!r} is not the recipe of a run: {reason}") from error
+        raise ValueError(f"{str(path)!r} is not the recipe of a run: {one_line(error)}") from error
     if not isinstance(steps, int):
         raise ValueError(f"{str(path)!r} is not the recipe of a run: optim.steps is {steps!r}")
     return recipe

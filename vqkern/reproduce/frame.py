@@ -11,8 +11,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -20,6 +18,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from vqkern.files import write_whole
+from vqkern.terminal import name_stage, stage_bar
 
 # A cell is what is measured, a row is a cell and what was found: both are flat.
 Cell = dict[str, str | float | int]
@@ -106,11 +107,11 @@ def run_experiment(
     rows = _open(experiment, settings, out)
     missing = [cell for cell in cells if _key(cell) not in rows]
     state = out / "state.safetensors"
-    bar = _progress_bar(sum(experiment.units(settings, cell) for cell in missing))
+    bar = stage_bar(sum(experiment.units(settings, cell) for cell in missing), smoothing=0.05)
     # torch's own generator is left as it was found.
     with torch.random.fork_rng(), bar:
         for cell in missing:
-            _say(bar, " ".join(str(value) for value in cell.values()))
+            name_stage(bar, " ".join(str(value) for value in cell.values()))
             key = _state_key(experiment, settings, cell)
             resumed, seconds = _load_state(state, key)
             work = Work(state, key, resumed, seconds, bar.update, save_every)
@@ -166,21 +167,21 @@ def _open(experiment: Experiment, settings: object, out: Path) -> dict[str, Row]
 
 def _write(experiment: Experiment, settings: object, rows: dict[str, Row], out: Path) -> None:
     kept = {"experiment": experiment.name, "settings": asdict(settings), "rows": rows}
-    _replace(out / "rows.json", json.dumps(kept, indent=1).encode())
+    write_whole(out / "rows.json", json.dumps(kept, indent=1).encode())
     ordered = _ordered(experiment, settings, rows)
     names = list(dict.fromkeys(name for row in ordered for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(ordered)
-    _replace(out / f"{experiment.name}.csv", text.getvalue().encode())
+    write_whole(out / f"{experiment.name}.csv", text.getvalue().encode())
 
 
 def _save_state(path: Path, state: State, key: str, seconds: float) -> None:
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
-    _replace(path, save(tensors, {"cell": key, "seconds": repr(seconds)}))
+    write_whole(path, save(tensors, {"cell": key, "seconds": repr(seconds)}))
 
 
 def _load_state(path: Path, key: str) -> tuple[State | None, float]:
@@ -198,28 +199,3 @@ def _load_state(path: Path, key: str) -> tuple[State | None, float]:
     # The state of a cell that was not asked for this time, or of another run that had not finished
     # its first: that cell starts anew when it is.
     return (state, float(about["seconds"])) if about["cell"] == key else (None, 0.0)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a whole file or nothing: a kill leaves the old file or the new one."""
-    draft = path.with_name(path.name + ".part")
-    with open(draft, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
-
-
-def _progress_bar(total: int):
-    from tqdm import tqdm
-
-    shape = "{desc:<24} {percentage:3.0f} % |{bar}| {elapsed} gone, about {remaining} left"
-    # disable=None: no bar where stderr is not a terminal; _say prints plain lines there.
-    return tqdm(total=total, bar_format=shape, disable=None, smoothing=0.05, dynamic_ncols=True)
-
-
-def _say(bar, cell: str) -> None:
-    if bar.disable:
-        print(cell, file=sys.stderr, flush=True)
-    else:
-        bar.set_description_str(cell[:24])

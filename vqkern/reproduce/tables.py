@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-# Told apart by people with colour blindness.
-COLOURS = ("#2f86d1", "#d9772b", "#3a9e6f", "#b35fb0", "#8a8d3a", "#555555", "#c23b3b", "#20a4a8")
+from vqkern.report import charts
+from vqkern.terminal import aligned
+
+# More lines meet in one chart here than on a run's page.
+COLOURS = (*charts.COLOURS, "#555555", "#c23b3b", "#20a4a8")
 
 
 def published(name: str) -> list[dict[str, str | float]]:
@@ -34,15 +37,8 @@ def _number(text: str) -> str | float:
 def format_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns of text, the first to the left and the others to the right; None is a dash."""
     cells = [list(head), *([_text(value) for value in row] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    lines = [
-        "  ".join(
-            text.ljust(width) if i == 0 else text.rjust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    titles, *lines = aligned(cells)
+    return "\n".join([titles, "-" * len(titles), *lines])
 
 
 def _text(value: object) -> str:

@@ -1,71 +1,13 @@
-"""Turn images into code indices: a saved tokenizer over a folder, to shards that numpy reads.
+"""Images of a source to token shards, and token shards to numpy."""
 
-A run that was stopped goes on where it was; damaged images are left out and named.
-"""
-
-import argparse
-from pathlib import Path
-
-from vqkern.tokenize.run import tokenize, tokenizer_files
+from vqkern.tokenize.encode import tokenize, tokenizer_files
 from vqkern.tokenize.shards import MANIFEST_FILE, TokenWriter, read_manifest, read_tokens
 
 __all__ = [
+    "MANIFEST_FILE",
     "TokenWriter",
-    "add_arguments",
     "read_manifest",
     "read_tokens",
-    "run",
     "tokenize",
     "tokenizer_files",
 ]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `vqkern tokenize`."""
-    from vqkern.data.command import add_crop_arguments
-
-    parser.add_argument("tokenizer", help="folder that `save_pretrained` wrote")
-    data = "folder of images, tar shards or volumes, or a .tar file"
-    parser.add_argument("--data", required=True, help=data)
-    parser.add_argument("--out", required=True, help="folder for the tokens; resumed where begun")
-    add_crop_arguments(parser)
-    parser.add_argument("--batch", type=int, default=32, help="images at once (%(default)s)")
-    parser.add_argument("--shard-size", type=int, default=1024, help="images a shard (%(default)s)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Runs the command; 0 when all images are encoded.
-
-    Raises:
-        ValueError, OSError: an option, the tokenizer, the data or the folder does not serve.
-    """
-    import torch
-
-    from vqkern.data import Crop, CroppedImages, open_source
-    from vqkern.data.command import report_damage
-    from vqkern.tokenize.run import prepare
-
-    if args.threads is not None:
-        if args.threads < 1:
-            raise ValueError(f"--threads: got {args.threads}, expected at least 1")
-        torch.set_num_threads(args.threads)
-    tokenizer = prepare(args.tokenizer, args.device)
-    images = CroppedImages(open_source(args.data), Crop(args.crop, args.size))
-    manifest = tokenize(
-        tokenizer,
-        images,
-        args.out,
-        tokenizer_sha256=tokenizer_files(args.tokenizer),
-        batch_size=args.batch,
-        shard_size=args.shard_size,
-        workers=args.workers,
-        max_share=args.max_damaged,
-    )
-    shape = " x ".join(map(str, manifest["index_shape"] or []))
-    print(f"{manifest['images']} images of {shape} tokens in {args.out}")
-    report_damage(manifest["damaged"], str(Path(args.out) / MANIFEST_FILE))
-    if manifest["not_finite"]:
-        print(f"{manifest['not_finite']} tokens are -1: their latents are not finite")
-    return 0

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vqkern.data.files import read_json, require_same, sha256_of, write_json, write_whole
 from vqkern.data.quarantine import Damage
 from vqkern.data.tar import unsafe_name
+from vqkern.files import read_json, require_same, sha256_of, write_json, write_whole
 
 FORMAT = "vqkern-tokens"
 FORMAT_VERSION = 1

@@ -6,7 +6,6 @@ No code in a file is ever run: safetensors hold none, and pickles are read with
 
 from __future__ import annotations
 
-import json
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +14,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from vqkern.terminal import one_line
 
 # A header has about 100 bytes a tensor; the largest of the public tokenizers has 600 tensors.
 LARGEST_HEADER = 16 * 2**20
@@ -37,7 +38,7 @@ def list_safetensors(path: Path) -> dict[str, Stored]:
     """
     from safetensors import SafetensorError, safe_open
 
-    _require_file(path)
+    require_file(path)
     _check_header(path)
     try:
         file = safe_open(path, framework="pt", device="cpu")
@@ -55,7 +56,7 @@ def list_safetensors(path: Path) -> dict[str, Stored]:
             )
         return described
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{_file(path)} cannot be read: {_one_line(error)}") from error
+        raise ValueError(f"{_file(path)} cannot be read: {one_line(error, 300)}") from error
 
 
 def list_pickle(path: Path, wrappers: Iterable[str]) -> dict[str, Stored]:
@@ -65,7 +66,7 @@ def list_pickle(path: Path, wrappers: Iterable[str]) -> dict[str, Stored]:
         ValueError: the file cannot be read, asks for classes besides tensors and plain containers,
             or holds no state dict.
     """
-    _require_file(path)
+    require_file(path)
     _check_archive(path)
     try:
         # Not mapped into memory: a mapped file's tensors are cut out of it without looking whether
@@ -77,7 +78,7 @@ def list_pickle(path: Path, wrappers: Iterable[str]) -> dict[str, Stored]:
             f"as anything more can run code. {_refused(error)}"
         ) from error
     except Exception as error:  # a hostile file can make the reader stumble in any way
-        raise ValueError(f"{_file(path)} cannot be read: {_one_line(error)}") from error
+        raise ValueError(f"{_file(path)} cannot be read: {one_line(error, 300)}") from error
     state = loaded
     if isinstance(loaded, Mapping):
         state = next((loaded[key] for key in wrappers if key in loaded), loaded)
@@ -129,29 +130,8 @@ def fill(path: Path, module: nn.Module, stored: Mapping[str, Stored]) -> None:
         target.copy_(tensor)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that an interruption leaves the old one or the new one, never a part."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    part.replace(path)
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object of less than a megabyte.
-
-    Raises:
-        ValueError: the file is missing, larger, or holds no JSON object.
-    """
-    _require_file(path)
-    if path.stat().st_size > 2**20:
-        raise ValueError(f"{_file(path)} cannot be read: a config has less than a megabyte")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{_file(path)} cannot be read: {_one_line(error)}") from error
-
-
-def _require_file(path: Path) -> None:
+def require_file(path: Path) -> None:
+    """Raises ValueError where there is no such file."""
     if not path.is_file():
         raise ValueError(f"{_file(path)} is missing")
 
@@ -180,7 +160,7 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{_file(path)} cannot be read: {_one_line(error)}") from error
+        raise ValueError(f"{_file(path)} cannot be read: {one_line(error, 300)}") from error
     packed = [m.filename for m in members if m.compress_type != zipfile.ZIP_STORED]
     if packed or sum(member.file_size for member in members) > path.stat().st_size:
         raise ValueError(
@@ -205,7 +185,7 @@ def _stored(path: Path, name: object, tensor: object) -> Stored:
 
 def _refused(error: Exception) -> str:
     """What a pickle asked for, without torch's advice to allow it."""
-    text = _one_line(error, 4000)
+    text = one_line(error, 4000)
     for sign in ("Unsupported global: GLOBAL ", "Unsupported class ", "Unsupported operand "):
         if sign in text:
             name = text.split(sign, 1)[1].split(" ", 1)[0].rstrip(".")
@@ -221,10 +201,6 @@ def _some(keys: list[str]) -> str:
     shown = ", ".join(repr(key[:120]) for key in keys[:SHOWN_KEYS])
     more = len(keys) - SHOWN_KEYS
     return f"{shown} and {more} more" if more > 0 else shown
-
-
-def _one_line(error: object, most: int = 300) -> str:
-    return " ".join(str(error).split())[:most] or type(error).__name__
 
 
 def _file(path: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vqkern.files import whole_file
 from vqkern.quantizers import (
     MultiScale,
     Spherical,
@@ -143,14 +144,13 @@ def to_original(tokenizer: Tokenizer, path: str | Path, format: str | None = Non
     }
     theirs |= _statistics(form, quantizer)
     path = Path(path)
-    part = path.with_name(path.name + ".part")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import save_file
+    with whole_file(path) as part:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save_file
 
-        save_file(theirs, part)
-    else:
-        torch.save(theirs if form.writes is None else {form.writes: theirs}, part)
-    part.replace(path)
+            save_file(theirs, part)
+        else:
+            torch.save(theirs if form.writes is None else {form.writes: theirs}, part)
 
 
 def _format(name: str | None) -> Format:

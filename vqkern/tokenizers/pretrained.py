@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vqkern.files import read_json, whole_file, write_whole
 from vqkern.quantizers import build_quantizer
 from vqkern.tokenizers import files
 from vqkern.tokenizers.config_checks import LONGEST
@@ -22,6 +23,7 @@ from vqkern.tokenizers.vqgan import VQGANConfig
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+MOST_CONFIG_BYTES = 2**20
 ARCHITECTURES: dict[str, type[Config]] = {"conv": ConvConfig, "vqgan": VQGANConfig}
 
 
@@ -48,10 +50,9 @@ def save_pretrained(tokenizer: Tokenizer, folder: str | Path) -> None:
     }
     text = json.dumps(described, indent=2) + "\n"
     tensors = {k: t.detach().cpu().contiguous() for k, t in tokenizer.state_dict().items()}
-    part = path / (WEIGHTS_FILE + ".part")
-    save_file(tensors, part)
-    part.replace(path / WEIGHTS_FILE)
-    files.write_whole(path / CONFIG_FILE, text.encode("utf-8"))
+    with whole_file(path / WEIGHTS_FILE) as part:
+        save_file(tensors, part)
+    write_whole(path / CONFIG_FILE, text.encode("ascii"))
 
 
 def from_pretrained(folder: str | Path) -> Tokenizer:
@@ -132,8 +133,9 @@ def on_meta(config: Config, quantizer_options: dict | None) -> nn.ModuleDict:
 
 
 def _read_config(path: Path) -> dict:
-    described = files.read_json(path)
-    if not isinstance(described, dict) or described.get("format") != "vqkern-tokenizer":
+    files.require_file(path)
+    described = read_json(path, "tokenizer file", MOST_CONFIG_BYTES)
+    if described.get("format") != "vqkern-tokenizer":
         raise ValueError(f"tokenizer file {str(path)!r} is not a vqkern tokenizer's config")
     if described.get("format_version") != FORMAT_VERSION:
         raise ValueError(

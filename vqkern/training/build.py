@@ -16,10 +16,10 @@ from vqkern.tokenizers import (
     from_pretrained,
 )
 from vqkern.tokenizers.conv import start_at_principal_components
+from vqkern.tokenizers.pretrained import ARCHITECTURES
 from vqkern.training.batches import Samples
 from vqkern.training.recipe import QuantizerSettings, Recipe
 
-CONFIGS = {"conv": ConvConfig, "vqgan": VQGANConfig}
 # Images at the start are numbers that training never reaches.
 START_NUMBER = 2**40
 
@@ -54,12 +54,12 @@ def build_tokenizer_of(recipe: Recipe, samples: Samples) -> Tokenizer:
 def config_of(architecture: dict) -> ConvConfig | VQGANConfig:
     """The config of `{name: conv, latent_dim: 8, ...}`."""
     name = architecture.get("name")
-    if name not in CONFIGS:
+    if name not in ARCHITECTURES:
         raise ValueError(
-            f"tokenizer.architecture.name: got {name!r}, expected one of {', '.join(CONFIGS)}"
+            f"tokenizer.architecture.name: got {name!r}, expected one of {', '.join(ARCHITECTURES)}"
         )
     try:
-        return CONFIGS[name](**{k: v for k, v in architecture.items() if k != "name"})
+        return ARCHITECTURES[name](**{k: v for k, v in architecture.items() if k != "name"})
     except TypeError as error:
         raise ValueError(f"tokenizer.architecture: {error}") from error
 

@@ -6,9 +6,6 @@ written under another name, flushed to the disk, and renamed last, so that a fol
 complete. Nothing in it is a pickle: tensors and JSON only.
 """
 
-import hashlib
-import json
-import os
 import re
 import shutil
 import warnings
@@ -26,7 +23,9 @@ from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageWriter,
 )
 
-from vqkern.quantizers.ranks import least_over_ranks, number_of_ranks, this_rank
+from vqkern.distributed import least_over_ranks, number_of_ranks, this_rank
+from vqkern.files import flush, read_json, sha256_of, write_json
+from vqkern.terminal import one_line
 
 MANIFEST = "manifest.json"
 FORMAT = "vqkern-checkpoint"
@@ -112,7 +111,7 @@ def damage(path: Path) -> str | None:
         size = file.stat().st_size
         if size != wanted["bytes"]:
             return f"{name} has {size} bytes, expected {wanted['bytes']}"
-        if _sha256(file) != wanted["sha256"]:
+        if sha256_of(file) != wanted["sha256"]:
             return f"{name} does not have the sha256 of the manifest"
     return None
 
@@ -177,8 +176,8 @@ def _one_process_is_meant() -> Iterator[None]:
 def _complete(part: Path, final: Path, step: int, described: dict) -> None:
     files = {}
     for file in sorted(part.iterdir()):
-        _flush(file)
-        files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        flush(file)
+        files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -187,15 +186,12 @@ def _complete(part: Path, final: Path, step: int, described: dict) -> None:
         "files": files,
         "described": described,
     }
-    with open(part / MANIFEST, "w", encoding="utf-8") as stream:
-        json.dump(manifest, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    _flush(part)
+    write_json(part / MANIFEST, manifest)
+    flush(part)
     if final.exists():  # a damaged one of the same step, which was passed over
         final.rename(final.with_name(final.name + "-damaged" + _UNFINISHED))
     part.rename(final)
-    _flush(final.parent)
+    flush(final.parent)
 
 
 def _remove_old(folder: Path, keep: int) -> None:
@@ -228,15 +224,12 @@ def _reason(error: BaseException) -> str:
     if failures:
         wrapped = next(iter(failures.values()))
         error = wrapped[0] if isinstance(wrapped, tuple) else wrapped
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def _read_manifest(path: Path) -> dict:
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{MANIFEST} cannot be read: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    manifest = read_json(path / MANIFEST, "manifest")
+    if manifest.get("format") != FORMAT:
         raise ValueError(f"{MANIFEST} is not a checkpoint's")
     if manifest.get("format_version") != FORMAT_VERSION:
         raise ValueError(
@@ -244,20 +237,3 @@ def _read_manifest(path: Path) -> dict:
             f"expected {FORMAT_VERSION}"
         )
     return manifest
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Makes the disk hold what a file, or a folder's list of names, holds in memory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,7 +15,7 @@ def code_optimizer(codes: nn.Module, *, lr: float = 0.1) -> torch.optim.Adam:
     features a smaller one still. SGD needs a rate for each K, and one that suits the code with
     three features a step diverges on the code that receives them all. Adam divides by the
     gradient's own size: one rate serves every K. Let it fall to 0 (`linear_decay` of
-    `vqkern.training.engine`): what is left of the error at a constant rate is the codes' jitter.
+    `vqkern.training.stages`): what is left of the error at a constant rate is the codes' jitter.
 
     Args:
         codes: a quantizer or a parametrisation; its parameters that require a gradient are moved.

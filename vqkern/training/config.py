@@ -8,6 +8,7 @@ import types
 import typing
 from pathlib import Path
 
+from vqkern.terminal import one_line
 from vqkern.training.recipe import Recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -168,7 +169,7 @@ def _parse_yaml(text: str, where: str) -> typing.Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{where}: not YAML: {one_line(error)}") from error
 
 
 def _yaml() -> types.ModuleType:

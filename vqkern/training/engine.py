@@ -16,21 +16,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vqkern.distributed import (
+    any_rank,
+    mean_over_ranks,
+    number_of_ranks,
+    random_state,
+    ranks_of_this_run,
+    seed_rank,
+    this_rank,
+)
+from vqkern.files import write_whole
 from vqkern.losses import PIXEL, adaptive_weight, load_lpips
-from vqkern.quantizers.ranks import number_of_ranks, this_rank
+from vqkern.machine import choose_device
+from vqkern.quantizers.usage import usages
 from vqkern.training.batches import Share, Unreadable, micro_batches, training_samples
 from vqkern.training.build import build_tokenizer_of
 from vqkern.training.checkpoint import CheckpointError, newest_checkpoint, save_checkpoint
 from vqkern.training.config import to_yaml
 from vqkern.training.log import Log, save_grid
-from vqkern.training.ranks import (
-    any_rank,
-    device_of,
-    mean_over_ranks,
-    random_state,
-    ranks_of_this_run,
-    seed_rank,
-)
 from vqkern.training.recipe import LossSettings, OptimSettings, Recipe
 from vqkern.training.signals import StopSignals
 from vqkern.training.state import State
@@ -64,7 +67,7 @@ def train(recipe: Recipe, out: str | Path) -> Result:
     out = Path(out)
     with ranks_of_this_run(), StopSignals() as signals:
         share = Share.of(recipe.data, this_rank(), number_of_ranks())
-        device = device_of(recipe.run.device)
+        device = choose_device(recipe.run.device, "run.device")
         torch.manual_seed(recipe.run.seed)
         samples = training_samples(recipe.data, recipe.run.seed)
         tokenizer = build_tokenizer_of(recipe, samples).to(device)
@@ -94,7 +97,7 @@ def _loop(recipe, out, count, samples, batches, state, losses, signals, log) -> 
     if optim.compile:
         state.model.tokenizer.encoder.compile()
         state.model.tokenizer.decoder.compile()
-    model, judge = _distributed(state.model), _distributed(state.adversary)
+    model, discriminator = _distributed(state.model), _distributed(state.discriminator)
     saved = state.step if state.step else None
     for step in range(state.step, optim.steps):
         images, problem = _fetch(batches, count, state.device)
@@ -110,10 +113,10 @@ def _loop(recipe, out, count, samples, batches, state, losses, signals, log) -> 
             return Result(state.step, state.skipped, signals.received or signals.default)
         state.undo.keep()
         set_rates(state, rate_factor(optim, step))
-        with_judge = state.adversary is not None and step >= recipe.loss.adversarial.start
-        values, fakes = _generator_pass(model, losses, images, with_judge, state)
-        if with_judge:
-            values |= _judge_pass(judge, images, fakes, state)
+        adversarial = state.discriminator is not None and step >= recipe.loss.adversarial.start
+        values, fakes = _generator_pass(model, losses, images, adversarial, state)
+        if adversarial:
+            values |= _discriminator_pass(discriminator, images, fakes, state)
         mean_over_ranks(state.network_buffers())  # before they go into the average
         _update(state, values)
         state.step = step + 1
@@ -141,10 +144,10 @@ def _fetch(batches, count: int, device: torch.device) -> tuple[list[Tensor], str
     return [batch.to(device, non_blocking=True) for batch in images], None
 
 
-def _generator_pass(model, losses, images, with_judge, state) -> tuple[dict, list[Tensor]]:
+def _generator_pass(model, losses, images, adversarial, state) -> tuple[dict, list[Tensor]]:
     """Gradients of encoder, quantizer and decoder over all micro-batches of a step."""
-    if state.adversary is not None:
-        state.adversary.requires_grad_(False)
+    if state.discriminator is not None:
+        state.discriminator.requires_grad_(False)
     if state.optimizer is not None:
         state.optimizer.zero_grad(set_to_none=True)
     total: dict[str, Tensor] = {}
@@ -152,7 +155,7 @@ def _generator_pass(model, losses, images, with_judge, state) -> tuple[dict, lis
     for number, batch in enumerate(images):
         with _synchronised(model, number == len(images) - 1):
             outcome = model(batch)
-            loss, values = losses(outcome, batch, with_judge)
+            loss, values = losses(outcome, batch, adversarial)
             if loss.requires_grad:  # not where an update rule alone moves the codes
                 state.scaler.scale(loss / len(images)).backward()
         fakes.append(outcome.images.detach())
@@ -161,18 +164,18 @@ def _generator_pass(model, losses, images, with_judge, state) -> tuple[dict, lis
     return total, fakes
 
 
-def _judge_pass(judge, images, fakes, state) -> dict[str, Tensor]:
+def _discriminator_pass(discriminator, images, fakes, state) -> dict[str, Tensor]:
     """Gradients of the discriminator on the same images and what the decoder made of them."""
-    state.adversary.requires_grad_(True)
-    state.judge_optimizer.zero_grad(set_to_none=True)
+    state.discriminator.requires_grad_(True)
+    state.discriminator_optimizer.zero_grad(set_to_none=True)
     total = torch.zeros(3, device=state.device)
     for number, (batch, fake) in enumerate(zip(images, fakes, strict=True)):
-        with _synchronised(judge, number == len(images) - 1):
+        with _synchronised(discriminator, number == len(images) - 1):
             with state.model.autocast(batch):
-                loss, logits = judge(batch, fake)
+                loss, logits = discriminator(batch, fake)
             state.scaler.scale(loss / len(images)).backward()
         total += torch.cat([loss.detach().float()[None], logits.float()]) / len(images)
-    return {"judge": total[0], "logit_real": total[1], "logit_fake": total[2]}
+    return {"discriminator_loss": total[0], "logit_real": total[1], "logit_fake": total[2]}
 
 
 def _update(state: State, values: dict[str, Tensor]) -> None:
@@ -221,7 +224,7 @@ class Losses:
             except ValueError as error:
                 raise ValueError(f"{error}; 'perceptual: none' trains without it") from None
 
-    def __call__(self, outcome, images: Tensor, with_judge: bool) -> tuple[Tensor, dict]:
+    def __call__(self, outcome, images: Tensor, adversarial: bool) -> tuple[Tensor, dict]:
         s = self.settings
         loss = s.quantizer_weight * outcome.loss
         values = {"quantizer": outcome.loss, "error": outcome.error}
@@ -235,15 +238,15 @@ class Losses:
                 values["lpips"] = self.lpips(outcome.images, wanted).mean()
                 reconstruction = reconstruction + s.perceptual_weight * values["lpips"]
             loss = loss + reconstruction
-            if with_judge:
+            if adversarial:
                 with self.state.model.autocast(images):
-                    fooled = self.state.adversary.generator_loss(outcome.images)
+                    generator_loss = self.state.discriminator.generator_loss(outcome.images)
                 weight = torch.as_tensor(s.adversarial.weight, device=images.device)
                 if s.adversarial.adaptive:
                     last = self.state.model.last_layer()
-                    weight = weight * adaptive_weight(reconstruction, fooled, last)
-                values |= {"adversarial": fooled, "weight": weight}
-                loss = loss + weight * fooled
+                    weight = weight * adaptive_weight(reconstruction, generator_loss, last)
+                values |= {"generator_loss": generator_loss, "weight": weight}
+                loss = loss + weight * generator_loss
         values["loss"] = loss
         return loss, values
 
@@ -296,7 +299,7 @@ def _report(state: State, values: dict[str, Tensor], log: Log | None) -> None:
     stacked = torch.stack([value.to(state.device, torch.float64) for value in numbers])
     mean_over_ranks([stacked])
     quantizer = state.model.tokenizer.quantizer
-    shares = [usage.utilization for usage in _flat(quantizer.usage()) if usage.tokens]
+    shares = [usage.utilization for usage in usages(quantizer.usage()) if usage.tokens]
     quantizer.reset_usage()
     if log is None:
         return
@@ -308,12 +311,6 @@ def _report(state: State, values: dict[str, Tensor], log: Log | None) -> None:
     if state.skipped:
         record["skipped"] = state.skipped
     log.write(state.step, record)
-
-
-def _flat(usage) -> list:
-    if not isinstance(usage, list):
-        return [usage]
-    return [entry for part in usage for entry in _flat(part)]
 
 
 def _described(values: dict[str, Tensor]) -> str:
@@ -362,9 +359,7 @@ def _finish(out: Path, state: State, keep: int, saved: int | None, log: Log | No
 
 def _write_recipe(out: Path, recipe: Recipe) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    part = out / f"{RECIPE}.part"
-    part.write_text(to_yaml(recipe), encoding="utf-8")
-    part.replace(out / RECIPE)
+    write_whole(out / RECIPE, to_yaml(recipe).encode("utf-8"))
 
 
 def _log_of(recipe: Recipe, out: Path, start: int) -> Log:

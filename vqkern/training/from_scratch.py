@@ -59,8 +59,9 @@ def train_from_scratch(
 ) -> None:
     """Trains a whole tokenizer in place: mean squared pixel error plus the quantizer's loss.
 
-    This is eq. 2 of VQ-Transplant with the pixel and quantizer terms; the perceptual and the
-    adversarial term are not part of it yet. Reports `pixel` (mean squared error of images in
+    This is the short loop of `vqkern demo`, eq. 2 of VQ-Transplant with the pixel and the quantizer
+    term. The perceptual and the adversarial term are in `vqkern.training.train`, by the recipe
+    `vq-transplant-from-scratch`. Reports `pixel` (mean squared error of images in
     [-1, 1]), `error` (quantization error) and `loss`. Whether it ends, fails or is interrupted, the
     tokenizer is left in eval mode, as the last finished step made it.
 

@@ -8,6 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vqkern.files import write_whole
+from vqkern.terminal import progress_bar
+
 METRICS = "metrics.jsonl"
 
 
@@ -24,22 +27,17 @@ class Log:
         tensorboard: Whether RUN/tensorboard gets the same.
 
     Raises:
-        ValueError: tensorboard is asked for, and not installed.
+        ValueError: tensorboard is asked for, and not installed; or tqdm is not.
     """
 
     def __init__(
         self, out: Path, start: int, steps: int, batch: int, tensorboard: bool = False
     ) -> None:
-        from tqdm import tqdm
-
         self.writer = _tensorboard(out / "tensorboard", start) if tensorboard else None
 
         self.path, self.steps, self.batch = out / METRICS, steps, batch
         _drop_after(self.path, start)
-        # disable=None: no bar where stderr is not a terminal.
-        self.bar = tqdm(
-            total=steps, initial=start, disable=None, dynamic_ncols=True, unit="step", leave=False
-        )
+        self.bar = progress_bar(steps, start, "step", leave=False)
         self.first, self.began = start, time.perf_counter()
         self.last, self.last_time = start, self.began
         self.failed = False
@@ -122,9 +120,7 @@ def _drop_after(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):  # the line in which a kill came
             continue
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    part.replace(path)
+    write_whole(path, "".join(f"{line}\n" for line in kept).encode("utf-8"))
 
 
 def _clock(seconds: float) -> str:

@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vqkern.distributed import random_state, seed_rank, set_random_state
 from vqkern.losses import (
     AUGMENTATIONS,
-    Adversary,
     DiffAugment,
     DinoDiscriminator,
+    Discriminator,
     PatchGAN,
     VisionTransformer,
     load_vit,
 )
 from vqkern.training.checkpoint import described_in, names_in, read_checkpoint
 from vqkern.training.config import differences, to_mapping, with_defaults
-from vqkern.training.ranks import random_state, seed_rank, set_random_state
 from vqkern.training.recipe import AdversarialSettings, Recipe
 from vqkern.training.trained import Trained
 
@@ -58,24 +58,26 @@ class State:
             ],
             optim.betas,
         )
-        self.adversary = build_adversary(gan)
-        self.judge_optimizer = None
-        if self.adversary is not None:
-            self.adversary.to(device).train()
-            parameters = list(self.adversary.parameters())
-            self.judge_optimizer = _adamw([(parameters, gan.lr, gan.weight_decay)], gan.betas)
+        self.discriminator = build_discriminator(gan)
+        self.discriminator_optimizer = None
+        if self.discriminator is not None:
+            self.discriminator.to(device).train()
+            parameters = list(self.discriminator.parameters())
+            self.discriminator_optimizer = _adamw(
+                [(parameters, gan.lr, gan.weight_decay)], gan.betas
+            )
         self.scaler = torch.amp.GradScaler(device.type, enabled=optim.precision == "fp16")
         self.average = None if optim.ema is None else Average(self._trained(), optim.ema)
         self.undo = Undo(self._moved_by_forward())
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        return [o for o in (self.optimizer, self.judge_optimizer) if o is not None]
+        return [o for o in (self.optimizer, self.discriminator_optimizer) if o is not None]
 
     def network_buffers(self) -> list[Tensor]:
         """Statistics that every rank keeps of its own images: of norms, not of quantizers."""
         modules = [getattr(self.model.tokenizer, name) for name in ("encoder", "decoder")]
-        if self.adversary is not None:
-            modules.append(self.adversary.discriminator)
+        if self.discriminator is not None:
+            modules.append(self.discriminator.network)
         return [buffer for module in modules for buffer in _float_buffers(module).values()]
 
     @contextmanager
@@ -95,10 +97,11 @@ class State:
         """Everything that changes, by name; not the random state."""
         found = {f"model.{name}": tensor for name, tensor in _tensors_of(self.model).items()}
         names = {id(p): f"model.{name}" for name, p in self.model.named_parameters()}
-        if self.adversary is not None:
-            judge = _tensors_of(self.adversary)
-            found |= {f"adversary.{name}": tensor for name, tensor in judge.items()}
-            names |= {id(p): f"adversary.{name}" for name, p in self.adversary.named_parameters()}
+        if self.discriminator is not None:
+            tensors = _tensors_of(self.discriminator)
+            found |= {f"discriminator.{name}": tensor for name, tensor in tensors.items()}
+            parameters = self.discriminator.named_parameters()
+            names |= {id(p): f"discriminator.{name}" for name, p in parameters}
         for optimizer in self.optimizers():
             for parameter, values in optimizer.state.items():
                 for key, value in values.items():
@@ -151,8 +154,8 @@ class State:
         """Statistics, and codes that an update rule overwrites: a forward pass changes them."""
         quantizer = self.model.tokenizer.quantizer
         codes = list(quantizer.parameters()) if "quantizer" in self.model.parts else []
-        judge = [] if self.adversary is None else list(self.adversary.buffers())
-        return [*self.model.buffers(), *codes, *judge]
+        buffers = [] if self.discriminator is None else list(self.discriminator.buffers())
+        return [*self.model.buffers(), *codes, *buffers]
 
 
 class Average:
@@ -197,9 +200,9 @@ class Undo:
             tensor.copy_(copy)
 
 
-def build_adversary(
+def build_discriminator(
     gan: AdversarialSettings, features: VisionTransformer | None = None
-) -> Adversary | None:
+) -> Discriminator | None:
     """The discriminator with its loss; None for `discriminator: none`.
 
     Args:
@@ -211,11 +214,11 @@ def build_adversary(
     if gan.discriminator == "none":
         return None
     if gan.discriminator == "dino":
-        judge = DinoDiscriminator(load_vit(gan.dino_file) if features is None else features)
+        network = DinoDiscriminator(load_vit(gan.dino_file) if features is None else features)
     else:
-        judge = PatchGAN(gan.width, gan.layers)
-    return Adversary(
-        judge,
+        network = PatchGAN(gan.width, gan.layers)
+    return Discriminator(
+        network,
         kind=gan.kind,
         augment=DiffAugment(gan.augment) if gan.augment else None,
         strong=DiffAugment(AUGMENTATIONS),

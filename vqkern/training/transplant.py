@@ -162,9 +162,10 @@ def adapt_decoder(
 ) -> None:
     """Stage II: trains the decoder alone, in place, on the new quantizer's codes.
 
-    The loss is the pixel term of VQ-Transplant eq. 4, the mean of |x^ - x|^2; its perceptual and
-    adversarial terms are not part of it yet. Encoder and quantizer run in eval mode without
-    gradients and do not change. Reports `pixel` (mean squared error of images in [-1, 1]). Ended or
+    This is the short loop of `vqkern demo`: its loss is the pixel term of VQ-Transplant eq. 4, the
+    mean of |x^ - x|^2. The perceptual and the adversarial term are in `vqkern.training.train`, by
+    the recipe `vq-transplant-stage-2`. Encoder and quantizer run in eval mode without gradients and
+    do not change. Reports `pixel` (mean squared error of images in [-1, 1]). Ended or
     interrupted, the tokenizer is left in eval mode.
 
     Raises:

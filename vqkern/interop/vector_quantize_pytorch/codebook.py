@@ -11,10 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ...distributed import number_of_ranks, sum_over_ranks
 from ...ops import code_sums, nearest_code
 from ...ops.take_codes import take_codes
 from ...quantizers.anchors import random_features
-from ...quantizers.ranks import number_of_ranks, sum_over_ranks
 from ..terms import l2norm
 
 

@@ -7,9 +7,9 @@ import random
 import torch
 from torch import Tensor, nn
 
+from ...distributed import sum_over_ranks
 from ...ops.checks import require_index
 from ...ops.take_codes import take_codes
-from ...quantizers.ranks import sum_over_ranks
 from ..terms import directional
 from .options import require_numbers
 from .vector_quantize import VectorQuantize

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...distributed import number_of_ranks
 from ...ops.checks import require_index
 from ...ops.take_codes import take_codes
 from ...quantizers.base import require_weight
 from ...quantizers.estimators import rotation_trick
 from ...quantizers.estimators import straight_through as pass_through
-from ...quantizers.ranks import number_of_ranks
 from ..adapter import Adapter, spread_like
 from ..terms import directional, l2norm, mse, orthogonality
 from . import codebook as books

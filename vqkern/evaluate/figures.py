@@ -1,14 +1,5 @@
-"""Measure the tokenizer of a run: quantization error, usage of the codes, and its images.
+"""Figures of a tokenizer over images: of its codes, and of what it makes of the images."""
 
-Of the images PSNR and SSIM; with --inception rFID and the Inception Score, with --lpips LPIPS.
-Their networks are files that have to be there already.
-
-Without --data the images are the regions of the five photographs that training never sees. With
-it they are a folder's, or those of tar shards or volumes, cropped to --size as the protocol does.
-"""
-
-import argparse
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,9 +7,9 @@ import torch
 from torch import Tensor
 
 from vqkern.data import Crop, load_photographs, ordered_batches, to_float
+from vqkern.files import sha256_of
 from vqkern.losses.perceptual import LPIPS_FILES, load_lpips
 from vqkern.metrics import (
-    PROTOCOLS,
     InceptionScores,
     eight_bits,
     fidelity,
@@ -26,58 +17,9 @@ from vqkern.metrics import (
     protocol_named,
     quantization_error,
 )
-from vqkern.public_files import sha256_of
-from vqkern.quantizers import Usage
-from vqkern.tokenizers import Tokenizer, from_pretrained
+from vqkern.quantizers.usage import usages
+from vqkern.tokenizers import Tokenizer
 from vqkern.training.batches import every_image_of
-from vqkern.training.build import pretrained_folder
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `vqkern eval`."""
-    parser.add_argument("run_folder", metavar="RUN", help="folder of a run, or of a tokenizer")
-    parser.add_argument("--data", help="folder of images, in place of the photographs' regions")
-    parser.add_argument("--size", type=int, help="side of their crops (256)")
-    parser.add_argument("--protocol", default="rgb", choices=PROTOCOLS, help="(%(default)s)")
-    parser.add_argument("--inception", metavar="FILE", help="network for rFID and IS")
-    parser.add_argument("--lpips", metavar="FILE", help="network for LPIPS, that of the protocol")
-    parser.add_argument("--batch", type=int, default=16, help="images at once (%(default)s)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-
-
-def run(args: argparse.Namespace) -> int:
-    """Prints the figures and writes them to RUN/eval-PROTOCOL.json.
-
-    Raises:
-        ValueError: no tokenizer there, no images, or images that cannot be read.
-    """
-    from vqkern.training.ranks import device_of
-
-    if args.data is None and args.size is not None:
-        raise ValueError("--size: the photographs' regions have one size; it goes with --data")
-    args.size = 256 if args.size is None else args.size
-    for name in ("size", "batch"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name}: got {getattr(args, name)}, expected at least 1")
-    tokenizer = from_pretrained(pretrained_folder(args.run_folder))
-    if args.data is None:
-        images, described = held_out_photographs(), "held-out regions of the photographs"
-    else:
-        crop = protocol_named(args.protocol).crop
-        images, described = folder_images(args.data, args.size, args.batch, crop), args.data
-    device = device_of(args.device)
-    lpips = None if args.lpips is None else Lpips(args.lpips, args.protocol, device)
-    inception = None if args.inception is None else InceptionScores(args.inception, device)
-    figures = evaluate(
-        tokenizer.to(device), images, args.protocol, lpips=lpips, inception=inception
-    )
-    figures["data"] = described
-    figures["crop"] = "none" if args.data is None else f"{crop} {args.size}"
-    path = Path(args.run_folder) / f"eval-{args.protocol}.json"
-    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    for name, value in figures.items():
-        print(f"{name:20} {value:.6g}" if isinstance(value, float) else f"{name:20} {value}")
-    return 0
 
 
 class Lpips:
@@ -144,16 +86,16 @@ def evaluate(
         images_seen += len(images)
     if not images_seen:
         raise ValueError("images: got none, expected at least one")
-    usages = list(_flat(quantizer.usage()))
+    found = usages(quantizer.usage())
     quantizer.reset_usage()
     figures = {
         **protocol_named(protocol).described(),
         "images": images_seen,
         "quantization_error": error / images_seen,
         "quantization_error_per_channel": error / images_seen / quantizer.dim,
-        "codes_hit": sum(u.codes_hit for u in usages) / len(usages),
-        "utilization": sum(u.utilization for u in usages) / len(usages),
-        "perplexity": sum(u.perplexity for u in usages) / len(usages),
+        "codes_hit": sum(u.codes_hit for u in found) / len(found),
+        "utilization": sum(u.utilization for u in found) / len(found),
+        "perplexity": sum(u.perplexity for u in found) / len(found),
         "psnr": mean_psnr(torch.tensor(psnrs, dtype=torch.float64), protocol),
         "ssim": sum(ssims) / images_seen,
     }
@@ -187,11 +129,3 @@ def folder_images(folder: str, size: int, batch: int, crop: str = "adm") -> Iter
         if part.damaged:
             raise ValueError(part.damaged[0].reason)
         yield to_float(part.images)
-
-
-def _flat(usage: Usage | list) -> Iterator[Usage]:
-    if isinstance(usage, Usage):
-        yield usage
-        return
-    for part in usage:
-        yield from _flat(part)

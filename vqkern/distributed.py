@@ -1,4 +1,9 @@
-"""Ranks of a training run: started alone, or by torchrun, which sets the environment."""
+"""The ranks of a distributed run, started alone or by torchrun, and what they agree on.
+
+Without torch.distributed there is one rank, and every agreement is the identity.
+"""
+
+from __future__ import annotations
 
 import os
 from collections.abc import Iterator
@@ -8,8 +13,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-from vqkern.quantizers.ranks import number_of_ranks, this_rank
 
 
 @contextmanager
@@ -27,19 +30,36 @@ def ranks_of_this_run() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def device_of(name: str) -> torch.device:
-    """auto: this rank's GPU where there is one.
+def number_of_ranks() -> int:
+    """Ranks of torch.distributed, 1 where it does not run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
-    Raises:
-        ValueError: cuda was asked for, and torch finds none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("run.device: cuda was asked for, but torch finds no CUDA device here")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    torch.cuda.set_device(device)
-    return device
+
+def this_rank() -> int:
+    """The number of this rank, 0 where torch.distributed does not run."""
+    return dist.get_rank() if number_of_ranks() > 1 else 0
+
+
+def sum_over_ranks(tensor: Tensor) -> None:
+    """Adds up `tensor` in place over all ranks."""
+    if number_of_ranks() > 1:
+        dist.all_reduce(tensor)
+
+
+def least_over_ranks(tensor: Tensor) -> None:
+    """The elementwise minimum of `tensor` over all ranks, in place."""
+    if number_of_ranks() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+
+
+def place_among_ranks(count: Tensor) -> tuple[Tensor, Tensor]:
+    """Where this rank's `count` items start when the ranks' items are put in a row, and how many
+    there are in all; int64 scalars."""
+    rank = this_rank()
+    counts = torch.zeros(number_of_ranks(), dtype=torch.int64, device=count.device)
+    counts[rank] = count
+    sum_over_ranks(counts)
+    return counts[:rank].sum(), counts.sum()
 
 
 def any_rank(*flags: bool) -> list[bool]:

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from vqkern.data.crops import to_float
-from vqkern.data.files import progress_bar, sha256_of
 from vqkern.data.loader import CroppedImages, ordered_batches
 from vqkern.data.quarantine import Quarantine
 from vqkern.data.sources import fingerprint
+from vqkern.files import sha256_of
+from vqkern.terminal import progress_bar
 from vqkern.tokenize.shards import TokenWriter
 from vqkern.tokenizers.pretrained import CONFIG_FILE, WEIGHTS_FILE
 
@@ -101,21 +101,6 @@ def tokenizer_files(folder: str | Path) -> dict[str, str]:
     # Not every JSON file: `vqkern eval` leaves its figures beside them.
     files = [Path(folder) / name for name in (CONFIG_FILE, WEIGHTS_FILE)]
     return {path.name: sha256_of(path) for path in files if path.is_file()}
-
-
-def prepare(folder: str | Path, device: str) -> nn.Module:
-    """The saved tokenizer in eval mode on a device; "auto" takes CUDA where there is one.
-
-    Raises:
-        ValueError: no tokenizer there, or CUDA asked for and missing.
-    """
-    from vqkern.tokenizers import from_pretrained
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device: cuda was asked for, and torch finds none")
-    return from_pretrained(folder).eval().to(device)
 
 
 def _codebook_size(quantizer: nn.Module) -> int | None:

@@ -1,4 +1,4 @@
-"""The discriminator's side of a GAN: its loss, its regularisers, and what it asks of a decoder."""
+"""The discriminator of a GAN: its loss, its regularisers, and the generator's loss."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqkern.quantizers.ranks import number_of_ranks, sum_over_ranks
+from vqkern.distributed import number_of_ranks, sum_over_ranks
 
 
 class AdversarialLoss(NamedTuple):
@@ -66,16 +66,16 @@ class LeCAM(nn.Module):
         return torch.where(started, term, 0)
 
 
-class Adversary(nn.Module):
-    """A discriminator with its loss: `forward(real, fake)` is all that its training needs.
+class Discriminator(nn.Module):
+    """A network that tells real images from fake, and its loss: `forward(real, fake)`.
 
     loss = adversarial + lecam_weight LeCAM + bcr_weight (mse(D(T x), D(x)) + mse(D(T x^), D(x^))),
     the last being balanced consistency (bCR, Zhao et al. 2021) under a strong augmentation T.
 
     Args:
-        discriminator: Images [B, 3, H, W] in [-1, 1] to logits of any shape.
+        network: Images [B, 3, H, W] in [-1, 1] to logits of any shape.
         kind: One of `ADVERSARIAL`.
-        augment: Changes what the discriminator sees, real and fake, in training both sides.
+        augment: Changes what the network sees, real and fake, in training both sides.
         strong: T; needed where bcr_weight > 0.
         bcr_weight, lecam_weight: 0 leaves the term out; it is not computed then.
 
@@ -85,7 +85,7 @@ class Adversary(nn.Module):
 
     def __init__(
         self,
-        discriminator: nn.Module,
+        network: nn.Module,
         *,
         kind: str = "hinge",
         augment: Callable[[Tensor], Tensor] | None = None,
@@ -98,7 +98,7 @@ class Adversary(nn.Module):
             raise ValueError(f"kind: expected one of {sorted(ADVERSARIAL)}, got {kind!r}")
         if bcr_weight and strong is None:
             raise ValueError("strong: bcr_weight > 0 needs an augmentation, got None")
-        self.discriminator = discriminator
+        self.network = network
         self.loss = ADVERSARIAL[kind]
         self.augment = augment or _as_is
         self.strong = strong
@@ -110,21 +110,21 @@ class Adversary(nn.Module):
         """The discriminator's loss, and [mean D(real), mean D(fake)] to look at."""
         seen_real, seen_fake = self.augment(real), self.augment(fake.detach())
         # One call for each side: a normalisation over the batch must not mix them.
-        on_real, on_fake = self._judge(seen_real), self._judge(seen_fake)
+        on_real, on_fake = self._logits(seen_real), self._logits(seen_fake)
         loss = self.loss.discriminator(on_real, on_fake)
         if self.lecam is not None:
             loss = loss + self.lecam_weight * self.lecam(on_real, on_fake)
         if self.bcr_weight:
             for seen, logits in ((seen_real, on_real), (seen_fake, on_fake)):
-                loss = loss + self.bcr_weight * F.mse_loss(self._judge(self.strong(seen)), logits)
+                loss = loss + self.bcr_weight * F.mse_loss(self._logits(self.strong(seen)), logits)
         return loss, torch.stack([on_real.detach().mean(), on_fake.detach().mean()])
 
     def generator_loss(self, fake: Tensor) -> Tensor:
         """What the decoder that made `fake` is to lower."""
-        return self.loss.generator(self._judge(self.augment(fake)))
+        return self.loss.generator(self._logits(self.augment(fake)))
 
-    def _judge(self, images: Tensor) -> Tensor:
-        return self.discriminator(images).float()
+    def _logits(self, images: Tensor) -> Tensor:
+        return self.network(images).float()
 
 
 def adaptive_weight(

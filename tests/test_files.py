@@ -1,0 +1,53 @@
+"""Files that exist whole or not at all."""
+
+import hashlib
+
+import pytest
+
+from vqkern import files
+
+
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path):
+    path = tmp_path / "file"
+    files.write_whole(path, b"old")
+    with pytest.raises(ZeroDivisionError):
+        with files.whole_file(path) as part:
+            part.write_bytes(b"half")
+            _ = 1 / 0
+    assert path.read_bytes() == b"old"
+    files.write_whole(path, b"new")
+    assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_content_is_on_the_disk_before_the_file_has_its_name(tmp_path, monkeypatch):
+    path, flushed = tmp_path / "file", []
+    monkeypatch.setattr(files.os, "fsync", lambda descriptor: flushed.append(path.exists()))
+    files.write_json(path, {})
+    assert flushed == [False] and path.exists()
+    files.flush(tmp_path)
+    assert flushed == [False, True]
+
+
+def test_sums_are_of_the_whole_file(tmp_path):
+    content = b"a" * (2**22 + 1)
+    (tmp_path / "file").write_bytes(content)
+    assert files.sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "a thing '.*' cannot be read: Expecting"),
+        (b"\xff", "a thing '.*' cannot be read: 'utf-8'"),
+        (b"[]", "a thing '.*' is not a JSON object"),
+        (b"[" * 90, "a thing '.*' cannot be read: more than 80 bytes"),
+        (None, "a thing '.*' cannot be read: .*No such file"),
+    ],
+)
+def test_what_is_no_json_object_is_named(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "file").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        files.read_json(tmp_path / "file", "a thing", 80)
+    files.write_json(tmp_path / "file", {"a": 1})
+    assert files.read_json(tmp_path / "file", "a thing") == {"a": 1}
