@@ -26,7 +26,7 @@ def sign_index(rows: Tensor) -> Tensor:
         # x - x is 0 for finite x alone.
         return index.masked_fill_((rows - rows != 0).any(-1), -1)
     rows = rows.contiguous()
-    index = torch.empty(len(rows), dtype=torch.int64)
+    index = rows.new_empty(len(rows), dtype=torch.int64)
     backends.native().sign_index(
         rows.data_ptr(), *rows.shape, index.data_ptr(), torch.get_num_threads()
     )
@@ -44,7 +44,7 @@ def sign_values(index: Tensor, dim: int, magnitude: float) -> Tensor:
         values = bits.float().mul_(2 * magnitude).sub_(magnitude)
         return values.masked_fill_((index < 0)[:, None], torch.nan)
     index = index.contiguous()
-    values = torch.empty(len(index), dim)
+    values = index.new_empty(len(index), dim, dtype=torch.float32)
     backends.native().sign_values(
         index.data_ptr(), magnitude, *values.shape, values.data_ptr(), torch.get_num_threads()
     )
@@ -63,7 +63,7 @@ def bit_strings(logits: Tensor, valid: Tensor) -> Tensor:
             bit = torch.where(valid, bit, 0)[:, None]
             strings = torch.cat([strings * torch.sigmoid(-bit), strings * torch.sigmoid(bit)], 1)
         return strings
-    strings = torch.empty(n, 2**bits)
+    strings = logits.new_empty(n, 2**bits)
     backends.native().bit_strings(
         logits.data_ptr(), logits.stride(0), valid.data_ptr(), n, bits, strings.data_ptr(),
         torch.get_num_threads(),

@@ -1,7 +1,8 @@
 """What a layer does with rows beside its kernels: in C++ one pass over memory each.
 
 Every function works on any device in plain PyTorch; float32 rows and int64 indices on the CPU go to
-csrc/cpu/rows.cpp. They are called inside operators and know nothing of autograd.
+csrc/cpu/rows.cpp. They are called inside operators and know nothing of autograd. What C++ writes to
+is made by an input's `new_empty`: torch's own default type and device are the user's to set.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def require_in_range(op: str, index: Tensor, num_codes: int) -> None:
         if not bool(wrong.any()):
             return
         place = int(wrong.flatten().nonzero()[0])
-    position = [int(i) for i in torch.unravel_index(torch.tensor(place), index.shape)]
+    position = [int(i) for i in torch.unravel_index(index.new_tensor(place), index.shape)]
     raise IndexError(
         f"{op}: index{position} is {int(index[tuple(position)])}; "
         f"it must be in [0, {num_codes}), or -1 for no code"
@@ -46,7 +47,7 @@ def take_rows(codes: Tensor, index: Tensor) -> Tensor:
         rows = codes[index.clamp_min(0)]
         return rows.masked_fill_((index < 0)[:, None], torch.nan)
     codes, index = codes.contiguous(), index.contiguous()
-    out = torch.empty(len(index), codes.shape[1])
+    out = codes.new_empty(len(index), codes.shape[1])
     backends.native().take_rows(
         codes.data_ptr(), index.data_ptr(), *out.shape, out.data_ptr(), torch.get_num_threads()
     )
@@ -62,8 +63,8 @@ def join_digits(digits: Tensor, sizes: Sequence[int]) -> Tensor:
         for m, base in enumerate(bases):
             joint = joint + digits[..., m] * base
         return torch.where((digits < 0).any(-1), -1, joint)
-    digits, factors = digits.contiguous(), torch.tensor(bases)
-    joint = torch.empty(digits.shape[:-1], dtype=torch.int64)
+    digits, factors = digits.contiguous(), digits.new_tensor(bases)
+    joint = digits.new_empty(digits.shape[:-1])
     backends.native().join_digits(
         digits.data_ptr(), factors.data_ptr(), joint.numel(), len(bases), joint.data_ptr(),
         torch.get_num_threads(),
@@ -80,8 +81,8 @@ def split_digits(joint: Tensor, sizes: Sequence[int]) -> Tensor:
             digits[..., m] = rest % size
             rest = rest // size
         return digits.masked_fill_((joint < 0)[..., None], -1)
-    joint, factors = joint.contiguous(), torch.tensor(list(sizes))
-    digits = torch.empty(*joint.shape, len(sizes), dtype=torch.int64)
+    joint, factors = joint.contiguous(), joint.new_tensor(list(sizes))
+    digits = joint.new_empty(*joint.shape, len(sizes))
     backends.native().split_digits(
         joint.data_ptr(), factors.data_ptr(), joint.numel(), len(sizes), digits.data_ptr(),
         torch.get_num_threads(),
@@ -106,7 +107,7 @@ def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return torch.where(regular, unit, irregular), largest, norm
     rows = rows.contiguous()
     unit = torch.empty_like(rows)
-    largest, norm = torch.empty(len(rows), 1), torch.empty(len(rows), 1)
+    largest, norm = rows.new_empty(len(rows), 1), rows.new_empty(len(rows), 1)
     backends.native().unit_rows(
         rows.data_ptr(), *rows.shape, unit.data_ptr(), largest.data_ptr(), norm.data_ptr(),
         torch.get_num_threads(),
@@ -141,6 +142,12 @@ def ema_step(
     moves no code.
     """
     tensors = count, total, counts, totals, codes
+    (k, d), shapes = codes.shape, [list(t.shape) for t in tensors]
+    if shapes != [[k], [k, d], [k], [k, d], [k, d]]:
+        raise ValueError(
+            "ema_step: count [K], total [K, D], their averages and codes [K, D] must be of the "
+            f"same codes, got {shapes}; a table of another size needs an update rule of its own"
+        )
     if not (runs_natively(*tensors) and all(t.is_contiguous() for t in tensors)):
         usable = total.isfinite().all(-1)
         count = torch.where(usable, count, 0)
@@ -175,7 +182,7 @@ def squared_difference(
         a.data_ptr(), a.stride(0), b.data_ptr(), b.stride(0), valid.data_ptr(), *a.shape,
         0 if through is None else through.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
-    return a.new_tensor(total), torch.tensor(count)
+    return a.new_tensor(total), valid.new_tensor(count, dtype=torch.int64)
 
 
 def pull_slopes(
@@ -202,7 +209,7 @@ def pull_slopes(
             torch.mul(difference, -factors[1], out=b_slope)
         return a_slope, b_slope
     a, b, valid = *_with_rows_apart(a, b), valid.contiguous()
-    slopes = [torch.empty(shape) for shape in shapes]
+    slopes = [a.new_empty(shape) for shape in shapes]
     numbers = [0.0 if factor is None else float(factor) for factor in factors]
     addresses = [
         0 if factor is None else slope.data_ptr()

@@ -141,7 +141,7 @@ class EMA(TableRule):
     def attach(self, codes: nn.Module) -> None:
         super().attach(codes)
         codes.weight.requires_grad_(False)
-        self.register_buffer("count", torch.ones(codes.num_codes))
+        self.register_buffer("count", torch.ones(codes.num_codes, dtype=torch.float32))
         self.register_buffer("total", codes.weight.detach().float().clone())
 
     @torch.no_grad()
@@ -270,16 +270,16 @@ class Online(_Around):
 
     def attach(self, codes: nn.Module) -> None:
         super().attach(codes)
-        self.register_buffer("share", torch.zeros(codes.num_codes))
+        self.register_buffer("share", torch.zeros(codes.num_codes, dtype=torch.float32))
 
     @torch.no_grad()
     def step(self, z: Tensor, index: Tensor) -> None:
         self.rule.step(z, index)
         hits = self._hits(index)
         features = hits.sum()
-        share = hits / features.clamp_min(1)
+        share = hits.to(self.share.dtype) / features.clamp_min(1)
         # A batch without a single feature says nothing about the codes.
-        self.share.lerp_(share.to(self.share.dtype), (1 - self.decay) * (features > 0).float())
+        self.share.lerp_(share, (1 - self.decay) * (features > 0).float())
         pull = torch.exp(-10 * len(hits) * self.share / (1 - self.decay) - 1e-3)[:, None]
         anchors: Anchors = _ANCHORS[self.anchor](z, index >= 0, self.table)
         before = self.table.float()

@@ -12,8 +12,8 @@ def code_sums(z: Tensor, index: Tensor, num_codes: int) -> tuple[Tensor, Tensor]
     """count int64 [K] and total float32 [K, D] for CPU tensors z [N, D] and index int64 [N]."""
     z = z.detach().float().contiguous()
     index = index.long().contiguous()
-    count = torch.empty(num_codes, dtype=torch.int64)
-    total = torch.empty(num_codes, z.shape[1], dtype=torch.float32)
+    count = z.new_empty(num_codes, dtype=torch.int64)
+    total = z.new_empty(num_codes, z.shape[1], dtype=torch.float32)
     backends.native().code_sums(
         z.data_ptr(),
         index.data_ptr(),

@@ -20,9 +20,9 @@ def moments(x: Tensor, valid: Tensor | None, kernel: str = "") -> tuple[Tensor, 
     x = _floats(x)
     valid = None if valid is None else valid.contiguous()
     b, n, d = x.shape
-    count = torch.empty(b, dtype=torch.float64)
-    mean = torch.empty(b, d, dtype=torch.float64)
-    covariance = torch.empty(b, d, d, dtype=torch.float64)
+    count, mean, covariance = (
+        x.new_empty(shape, dtype=torch.float64) for shape in ((b,), (b, d), (b, d, d))
+    )
     backends.native().moments(
         x.data_ptr(),
         _address(valid),
@@ -48,7 +48,7 @@ def pull_back(
 ) -> Tensor:
     """matrix (x_k - mean) + offset, float32 [B, N, D], 0 where not valid; the rest float64."""
     pull = torch.cat([matrix, mean[:, None], offset[:, None]], 1)
-    return _pulled(x.float(), valid, pull, torch.ones(len(x), dtype=torch.float64), kernel)
+    return _pulled(x.float(), valid, pull, mean.new_ones(len(x)), kernel)
 
 
 def _pulled(
@@ -119,15 +119,16 @@ def _solve(
     """The value [...] and pulls [B, D + 2, D] on x, if asked for, and y; of given moments, the
     derivatives by covariance, D rows, and mean, the last. None where there are many channels, or
     covariances that are not finite: the reference knows how to tell problems of a batch apart."""
-    *lead, _, d = (y if isinstance(y, Tensor) else y[1]).shape
+    one = y if isinstance(y, Tensor) else y[1]
+    *lead, _, d = one.shape
     kernels = backends.native()
     if d > kernels.most_rotated:  # matrix products of a library are faster there
         return None
     b = math.prod(lead)
     # What the addresses are of must live until the call has returned.
     held_x, held_y = _held(x), _held(y)
-    value = torch.empty(lead, dtype=torch.float64 if double else torch.float32)
-    pull_y = torch.empty(b, d + 2, d, dtype=torch.float64)
+    value = one.new_empty(lead, dtype=torch.float64 if double else torch.float32)
+    pull_y = one.new_empty(b, d + 2, d, dtype=torch.float64)
     pull_x = torch.empty_like(pull_y) if x_grad else None
     finite = kernels.gaussian_w2(
         *_side(held_x),

@@ -33,8 +33,7 @@ def search(
     z = z.detach().to(dtype).contiguous()
     codes = codes.detach().to(dtype).contiguous()
     n, d = z.shape
-    index = torch.empty(n, dtype=torch.int64)
-    distance = torch.empty(n, dtype=dtype)
+    index, distance = z.new_empty(n, dtype=torch.int64), z.new_empty(n)
     counts = backends.native().nearest_code(
         z.data_ptr(),
         codes.data_ptr(),

@@ -55,4 +55,4 @@ def swept(
         torch.get_num_threads(),
         kernel,
     )
-    return (torch.tensor(value, dtype=dtype), gx, gy), wide
+    return (x.new_tensor(value), gx, gy), wide
