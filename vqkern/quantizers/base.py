@@ -205,7 +205,7 @@ class Quantizer(nn.Module):
         if self.training:
             quantized, loss = self._train(latents, index, codes)
             return quantized, index, loss
-        quantized = self._take(codes, index).to(latents.dtype)
+        quantized = self._take(codes, index).detach().to(latents.dtype)
         return quantized, index, latents.new_zeros((), dtype=torch.float32)
 
     def _train(self, latents: Tensor, index: Tensor, codes) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,12 @@ class KeepsBufferTypes(nn.Module):
     def _apply(self, fn, recurse: bool = True):
         kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(fn, recurse)
+        if any(buffer.is_meta and not self._buffers[name].is_meta for name, buffer in kept.items()):
+            self.remake_buffers()
         for name, buffer in kept.items():
             if self._buffers[name].dtype != buffer.dtype:
                 self._buffers[name] = buffer.to(self._buffers[name].device)
         return self
+
+    def remake_buffers(self) -> None:
+        """After `to_empty`: buffers that no state dict has hold what they were made with."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
 import torch
@@ -312,16 +312,25 @@ class _Resample(KeepsBufferTypes):
 
     def __init__(self, sizes: Sequence[int]) -> None:
         super().__init__()
-        full = sizes[-1]
+        self.sizes = tuple(sizes)
         self.last = len(sizes) - 1  # of full size
-        for scale, size in enumerate(sizes):
+        for name, matrix in self._matrices():
+            self.register_buffer(name, matrix, persistent=False)
+
+    def _matrices(self, device: torch.device | None = None) -> Iterator[tuple[str, Tensor]]:
+        full = self.sizes[-1]
+        for scale, size in enumerate(self.sizes):
             for way, source, target, mode in (
                 ("down", full, size, "area"),
                 ("up", size, full, "bicubic"),
             ):
-                columns = torch.eye(source, dtype=torch.float64)[None, :, :, None]
+                columns = torch.eye(source, dtype=torch.float64, device=device)[None, :, :, None]
                 matrix = F.interpolate(columns, size=(target, 1), mode=mode)[0, :, :, 0].T
-                self.register_buffer(f"{way}_{scale}", matrix.contiguous(), persistent=False)
+                yield f"{way}_{scale}", matrix.contiguous()
+
+    def remake_buffers(self) -> None:
+        for name, matrix in self._matrices(torch.device("cpu")):
+            self.get_buffer(name).copy_(matrix)
 
     def forward(self, maps: Tensor, scale: int, way: str) -> Tensor:
         """maps [B, h, w, dim] brought to (down) or from (up) the scale's size."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..ops.checks import common_dtype, require_whole
 from .base import Quantizer, require_weight
+from .buffers import KeepsBufferTypes
 from .entropy import bit_entropies
 from .estimators import straight_through
 from .joint_index import MAX_EXPLICIT_CODES, JointCounter, joint_size, split_index
@@ -112,7 +113,7 @@ class ScalarQuantizer(Quantizer):
         self.counter.add(index.flatten(), counted.flatten())
 
 
-class FSQ(ScalarQuantizer):
+class FSQ(KeepsBufferTypes, ScalarQuantizer):
     """Finite scalar quantization (Mentzer et al. 2024): bounded channels, rounded to L_m values.
 
     bound(z) = tanh(z + s) h - o, rounded and divided by floor(L / 2); o = 1/2 and s > 0 for an even
@@ -149,6 +150,9 @@ class FSQ(ScalarQuantizer):
         self.bound = bound
         # Whole numbers, which .half() leaves alone; half, offset and shift follow from them.
         self.register_buffer("level", torch.tensor(levels), persistent=False)
+
+    def remake_buffers(self) -> None:
+        self.level.copy_(torch.tensor(self.levels, device="cpu"))
 
     def _terms(self, dtype: torch.dtype) -> Tensor:
         """half, offset, shift, half width and last digit of each channel [5, dim]."""

@@ -74,6 +74,21 @@ class Gradient(nn.Module):
         return f"weight={self.weight}"
 
 
+def table_of(name: str, codes: Table) -> Tensor:
+    """The parameter behind a table: what is written to it is still there in the next step.
+
+    Raises:
+        TypeError: the weight is made anew each time, by a parametrization or pruning of torch.
+    """
+    weight = codes._parameters.get("weight")
+    if weight is None:
+        raise TypeError(
+            f"{name} overwrites codes, but the table's weight is made of other parameters each "
+            "time (torch.nn.utils.parametrize or prune): remove that, or move codes by gradients"
+        )
+    return weight
+
+
 class TableRule(KeepsBufferTypes):
     """Base of the rules that overwrite the codes of a free table.
 
@@ -96,7 +111,7 @@ class TableRule(KeepsBufferTypes):
 
     @property
     def table(self) -> Tensor:
-        return self._codes[0].weight
+        return table_of(type(self).__name__, self._codes[0])
 
     def loss(self, z: Tensor, nearest: Tensor, index: Tensor) -> Tensor:
         return z.new_zeros((), dtype=torch.float32)

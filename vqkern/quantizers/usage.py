@@ -77,6 +77,9 @@ class UsageCounter(KeepsBufferTypes):
         self.register_buffer("count", torch.zeros(num_codes, dtype=torch.int64), persistent=False)
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64), persistent=False)
 
+    def remake_buffers(self) -> None:
+        self.reset()
+
     @torch.no_grad()
     def add(self, index: Tensor, counted: Tensor) -> None:
         """Counts index [N] where `counted` [N]; an index of -1 there is a skipped token."""

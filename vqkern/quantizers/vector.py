@@ -19,7 +19,7 @@ from .estimators import (
 )
 from .kmeans import kmeans
 from .pulls import masked_mse, pulled_through, two_pulls
-from .updates import Gradient, TableRule
+from .updates import Gradient, table_of
 from .usage import Usage, UsageCounter, runs_again
 
 
@@ -63,6 +63,13 @@ class VectorQuantizer(Quantizer):
         self.commitment = commitment
         self.estimator = estimator
         self.counter = UsageCounter(codes.num_codes)
+        self.register_load_state_dict_post_hook(_forget_other_codes)
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        codes_came = any(key.startswith(prefix + "parametrisation.") for key in state_dict)
+        known = any(key.startswith(prefix + "update.") for key in state_dict)
+        self._codes_came_alone = codes_came and not known
 
     @property
     def codebook_size(self) -> int:
@@ -76,6 +83,13 @@ class VectorQuantizer(Quantizer):
             return self.parametrisation()
 
     def _snapshot(self) -> Tensor:
+        if self.training and type(self.update) is not Gradient and runs_again():
+            name = type(self.update).__name__
+            raise RuntimeError(
+                f"{name}: a forward pass runs again inside of a backward pass, as in activation "
+                f"checkpointing, but {name} has moved the codes since; leave the quantizer out of "
+                "what is checkpointed"
+            )
         return self.codes
 
     def _assign(self, latents: Tensor, codes: Tensor) -> Tensor:
@@ -117,13 +131,6 @@ class VectorQuantizer(Quantizer):
         if self.alignment is not None:
             # A copy: the update rule may overwrite codes that an alignment keeps for its gradient.
             loss = loss + self.alignment(rows, index >= 0, codes.clone())
-        if isinstance(self.update, TableRule) and runs_again():
-            name = type(self.update).__name__
-            raise RuntimeError(
-                f"{name}: a forward pass runs again inside of a backward pass, as in activation "
-                f"checkpointing, but {name} has moved the codes since; leave the quantizer out of "
-                "what is checkpointed"
-            )
         self.update.step(rows, index)
         return loss
 
@@ -145,7 +152,7 @@ class VectorQuantizer(Quantizer):
             ValueError: wrong shape, or a value is not finite.
         """
         self._require_table("load_codes")
-        weight = self.parametrisation.weight
+        weight = table_of("load_codes", self.parametrisation)
         if codes.shape != weight.shape:
             raise ValueError(f"codes must have shape {list(weight.shape)}, got {list(codes.shape)}")
         if not bool(codes.isfinite().all()):
@@ -189,3 +196,9 @@ class VectorQuantizer(Quantizer):
             "commitment": self.commitment,
             **estimator_option(self.estimator),
         }
+
+
+def _forget_other_codes(quantizer: VectorQuantizer, _incompatible) -> None:
+    """Where codes came without the statistics of a rule, as from a quantizer that has none."""
+    if quantizer._codes_came_alone:
+        quantizer.update.reset()
