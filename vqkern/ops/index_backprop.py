@@ -99,7 +99,7 @@ def _index_backprop_op(
 
 @_index_backprop_op.register_fake
 def _(z, codes, index, temperature, scores):
-    return codes.new_empty(len(index), codes.shape[1])
+    return codes.new_empty(index.shape[0], codes.shape[1])
 
 
 # The backward is an op without a derivative of its own: asking for a second derivative raises.

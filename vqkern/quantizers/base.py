@@ -201,7 +201,7 @@ class Quantizer(nn.Module):
         codes = self._snapshot()
         with torch.no_grad():
             index = self._assign(latents, codes)
-            self._count(index, counted)
+        self._count(index, counted)
         if self.training:
             quantized, loss = self._train(latents, index, codes)
             return quantized, index, loss

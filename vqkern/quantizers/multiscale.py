@@ -245,6 +245,8 @@ class MultiScale(Structured):
             return ((1 - self.ratio) * h + self.ratio * convolved).movedim(1, -1)
 
     def _down(self, maps: Tensor, scale: int) -> Tensor:
+        if scale == self.resample.last:
+            return maps
         with torch.autocast(maps.device.type, enabled=False):
             return self.resample(maps, scale, "down")
 
@@ -303,7 +305,7 @@ class MultiScale(Structured):
         return self.parts[0]._settle(torch.cat(features, 1), tokens, codes[0])
 
     def _count(self, index: Tensor, counted: Tensor) -> None:
-        per_token = counted[:, :1, 0].expand(len(index), self.num_tokens)
+        per_token = counted[:, :1, 0].expand(-1, self.num_tokens)
         self.parts[0]._count(index, per_token)
 
 

@@ -43,7 +43,7 @@ round_index = undifferentiated(_round_index_of, _round_index_op)
 
 @_round_index_op.register_fake
 def _(rows: Tensor, terms: Tensor, sizes: Sequence[int]) -> Tensor:
-    return rows.new_empty(len(rows), dtype=torch.int64)
+    return rows.new_empty(rows.shape[0], dtype=torch.int64)
 
 
 def _round_channels_of(rows: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +109,7 @@ sign_index = undifferentiated(bits.sign_index, _sign_index_op)
 
 @_sign_index_op.register_fake
 def _(rows: Tensor) -> Tensor:
-    return rows.new_empty(len(rows), dtype=torch.int64)
+    return rows.new_empty(rows.shape[0], dtype=torch.int64)
 
 
 def _sign_values_of(index: Tensor, dim: int, magnitude: float) -> Tensor:
@@ -123,7 +123,7 @@ _sign_values = undifferentiated(_sign_values_of, _sign_values_op)
 
 @_sign_values_op.register_fake
 def _(index: Tensor, dim: int, magnitude: float) -> Tensor:
-    return index.new_empty(len(index), dim, dtype=torch.float32)
+    return index.new_empty(index.shape[0], dim, dtype=torch.float32)
 
 
 def sign_values(index: Tensor, dim: int, magnitude: float) -> Tensor:

@@ -35,7 +35,7 @@ _on_sphere_op = torch.library.custom_op("vqkern::on_sphere", _on_sphere_of, muta
 
 @_on_sphere_op.register_fake
 def _(rows):
-    factor = rows.new_empty(len(rows), 1)
+    factor = rows.new_empty(rows.shape[0], 1)
     return torch.empty_like(rows), factor, torch.empty_like(factor)
 
 

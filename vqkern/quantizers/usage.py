@@ -80,7 +80,6 @@ class UsageCounter(KeepsBufferTypes):
     def remake_buffers(self) -> None:
         self.reset()
 
-    @torch.no_grad()
     def add(self, index: Tensor, counted: Tensor) -> None:
         """Counts index [N] where `counted` [N]; an index of -1 there is a skipped token."""
         if runs_again():

@@ -77,6 +77,8 @@ class VectorQuantizer(Quantizer):
 
     @property
     def codes(self) -> Tensor:
+        if isinstance(self.parametrisation, Table):  # nothing to compute that autocast could reach
+            return self.parametrisation()
         device = self.counter.count.device.type
         # Autocast does not know "meta", on which a model's shapes are worked out without memory.
         with torch.autocast("cpu" if device == "meta" else device, enabled=False):
