@@ -10,14 +10,17 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from ..ops.checks import common_dtype
 from ..ops.direct import direct, undifferentiated
 from ..ops.rows import pull_slopes, squared_difference
 from .estimators import straight_through
 
 
 def masked_mse(a: Tensor, b: Tensor, valid: Tensor) -> Tensor:
-    """Mean of (a - b)^2 over the channels of the valid rows [N]; float32, 0 if none is valid."""
-    a, b = a.float(), b.float()
+    """Mean of (a - b)^2 over the channels of the valid rows [N], 0 if none is valid; float32, or
+    float64 if one of them is."""
+    dtype = common_dtype(a, b)
+    a, b = a.to(dtype), b.to(dtype)
     if a.device.type == "cpu":
         return _masked_mse(a, b, valid, 1.0, 1.0, 1.0)[0]
     # where() before the square: NaN in a row that is left out must not reach a gradient.
@@ -31,7 +34,8 @@ def two_pulls(
     """commitment mse(z, sg codes) + codebook_weight mse(sg z, codes), as in `masked_mse`."""
     if z.device.type == "cpu":
         weights = commitment + codebook_weight, commitment, codebook_weight
-        return _masked_mse(z.float(), codes.float(), valid, *weights)[0]
+        dtype = common_dtype(z, codes)
+        return _masked_mse(z.to(dtype), codes.to(dtype), valid, *weights)[0]
     to_codes = commitment * masked_mse(z, codes.detach(), valid)
     return to_codes + codebook_weight * masked_mse(z.detach(), codes, valid)
 
