@@ -189,6 +189,13 @@ def test_saved_and_loaded_bit_for_bit(tmp_path, name):
     ]
 
 
+def test_what_a_folder_cannot_hold_is_not_saved(tmp_path):
+    half = tokenizer().bfloat16()
+    with pytest.raises(ValueError, match="is torch.bfloat16; a folder holds float32"):
+        half.save_pretrained(tmp_path / "half")
+    assert not (tmp_path / "half").exists()
+
+
 def test_quantizer_without_a_config_cannot_be_saved(tmp_path):
     t = tokenizer()
     t.quantizer.config = None

@@ -38,6 +38,12 @@ def save_pretrained(tokenizer: Tokenizer, folder: str | Path) -> None:
             f"quantizer: {type(quantizer).__name__} has no config to save; "
             f"expected one built by vqkern.build_quantizer"
         )
+    for key, tensor in tokenizer.state_dict().items():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise ValueError(
+                f"tokenizer: {key} is {tensor.dtype}; a folder holds float32, which `.float()` makes "
+                "of it, though not the digits that are lost"
+            )
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     (name,) = (k for k, kind in ARCHITECTURES.items() if isinstance(tokenizer.config, kind))

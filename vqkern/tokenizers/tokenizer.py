@@ -222,7 +222,8 @@ class Tokenizer(nn.Module):
         """Writes config.json and model.safetensors into `folder`, which is made where missing.
 
         Raises:
-            ValueError: the quantizer was not built by `build_quantizer` and has no `config`.
+            ValueError: the quantizer was not built by `build_quantizer` and has no `config`, or a
+                weight is not float32.
         """
         from vqkern.tokenizers.pretrained import save_pretrained
 
