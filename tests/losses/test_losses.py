@@ -43,6 +43,9 @@ def test_adversarial_losses():
     by_hand = -0.5 * (F.logsigmoid(real).mean() + F.logsigmoid(-fake).mean())
     torch.testing.assert_close(logistic.discriminator(real, fake), by_hand)
     torch.testing.assert_close(logistic.generator(fake), -F.logsigmoid(fake).mean())
+    mixed = ADVERSARIAL["hinge_non_saturating"]
+    assert mixed.discriminator(real, fake) == hinge.discriminator(real, fake)
+    assert mixed.generator(fake) == logistic.generator(fake)
 
 
 def test_lecam_is_zero_at_first_and_then_pulls_to_the_other_side():

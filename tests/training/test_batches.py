@@ -1,5 +1,6 @@
 """Training images by number: every image once an epoch, whatever the ranks and workers."""
 
+import numpy as np
 import pytest
 import torch
 from image_files import encoded, tar_bytes
@@ -111,3 +112,16 @@ def test_members_that_were_left_out_are_named(folder, tmp_path_factory):
     for read in (lambda: samples_of(path, False, 0), lambda: list(folder_images(path, 16, 4))):
         with pytest.raises(ValueError, match=r"bad.png.*contains '..'.*vqkern data pack"):
             read()
+
+
+def test_the_crop_is_the_one_a_recipe_names(folder):
+    noise = torch.randint(256, (64, 48, 3), dtype=torch.uint8).numpy()
+    Image.fromarray(noise).save(folder / "noise.png")
+    for kind in ("adm", "var"):  # both cut the centre: the same view in every epoch
+        samples = training_samples(
+            DataSettings(folder=str(folder), crop=16, crop_kind=kind, flip=False), 0
+        )
+        views = [samples[n] for n in range(40) if float(samples[n].std()) > 0.1]
+        with Image.open(folder / "noise.png") as image:
+            wanted = to_float(torch.tensor(np.asarray(Crop(kind, 16)(image))).permute(2, 0, 1))
+        assert len(views) == 4 and all(torch.equal(view, wanted) for view in views)

@@ -121,6 +121,27 @@ def test_stage_1_lowers_the_quantization_error(tmp_path):
     assert late(tmp_path / "run") < 0.8 * early(tmp_path / "run")
 
 
+def test_several_pixel_terms_add_up(tmp_path):
+    pixels = {}
+    for name, pixel in (
+        ("l2", "l2"),
+        ("charbonnier", {"charbonnier": 1}),
+        ("both", {"l2": 2.0, "charbonnier": 0.5}),
+    ):
+        train(recipe(loss={"pixel": pixel}, optim={"steps": 1}), tmp_path / name)
+        pixels[name] = lines(tmp_path / name)[0]["pixel"]
+    assert pixels["both"] == pytest.approx(2 * pixels["l2"] + 0.5 * pixels["charbonnier"], 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("pixel", "message"),
+    [("l3", "loss.pixel: got 'l3'"), ({"l2": -1.0}, "loss.pixel.l2"), ({}, "loss.pixel: got 'no")],
+)
+def test_pixel_terms_are_checked(pixel, message):
+    with pytest.raises(ValueError, match=message):
+        recipe(loss={"pixel": pixel})
+
+
 def test_codes_without_gradients_are_trained_too(tmp_path):
     base = pretrained(tmp_path)
     train(transplant(base, "stage_1", name="ema", optim={"steps": 60}), tmp_path / "run")

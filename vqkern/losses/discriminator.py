@@ -27,11 +27,17 @@ def _logistic(real: Tensor, fake: Tensor) -> Tensor:
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
 
 
+def _non_saturating(fake: Tensor) -> Tensor:
+    return F.softplus(-fake).mean()
+
+
 # hinge: Lim & Ye 2017, the generator's loss being -D(fake). non_saturating: Goodfellow et al. 2014,
-# -log sigmoid D(fake).
+# -log sigmoid D(fake). hinge_non_saturating: the discriminator's side of the first and the
+# generator's of the second, as VAEVQ's program has them.
 ADVERSARIAL: dict[str, AdversarialLoss] = {
     "hinge": AdversarialLoss(_hinge, lambda fake: -fake.mean()),
-    "non_saturating": AdversarialLoss(_logistic, lambda fake: F.softplus(-fake).mean()),
+    "non_saturating": AdversarialLoss(_logistic, _non_saturating),
+    "hinge_non_saturating": AdversarialLoss(_hinge, _non_saturating),
 }
 
 

@@ -41,8 +41,8 @@ def save_pretrained(tokenizer: Tokenizer, folder: str | Path) -> None:
     for key, tensor in tokenizer.state_dict().items():
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise ValueError(
-                f"tokenizer: {key} is {tensor.dtype}; a folder holds float32, which `.float()` makes "
-                "of it, though not the digits that are lost"
+                f"tokenizer: {key} is {tensor.dtype}; a folder holds float32, which `.float()` "
+                "makes of it, though not the digits that are lost"
             )
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)

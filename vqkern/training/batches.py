@@ -83,7 +83,7 @@ def training_samples(data: DataSettings, seed: int) -> Samples:
         ValueError: see `load_photographs`, `every_image_of` and `CropSampler`.
     """
     if data.folder is not None:
-        crop = Crop("var_random", data.crop, data.flip)
+        crop = Crop(data.crop_kind, data.crop, data.flip)
         return SourceSamples(every_image_of(data.folder, crop, seed))
     pictures, regions = load_photographs()
     return PictureSamples(CropSampler(pictures, regions, data.crop, seed))

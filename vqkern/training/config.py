@@ -108,7 +108,9 @@ def _typed(hint: typing.Any, value: typing.Any, where: str) -> typing.Any:
     if typing.get_origin(hint) is types.UnionType:
         if value is None:
             return None
-        (hint,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
+        hint, *others = (kind for kind in typing.get_args(hint) if kind is not type(None))
+        if isinstance(value, tuple(others)):
+            return value
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise ValueError(f"{where}: expected keys and values, got {value!r}")

@@ -216,7 +216,6 @@ class Losses:
 
     def __init__(self, settings: LossSettings, state: State) -> None:
         self.settings, self.state = settings, state
-        self.pixel = PIXEL[settings.pixel]
         self.lpips = None
         if settings.perceptual == "lpips":
             try:
@@ -231,7 +230,10 @@ class Losses:
         if len(outcome.images):
             # Several branches of one image weigh the same (VAEVQ eqs. 3 and 4).
             wanted = images.repeat(len(outcome.images) // len(images), 1, 1, 1)
-            values["pixel"] = self.pixel(outcome.images, wanted)
+            values["pixel"] = sum(
+                weight * PIXEL[name](outcome.images, wanted)
+                for name, weight in s.pixel_terms.items()
+            )
             values["psnr"] = _decibels(outcome.images.detach(), wanted)
             reconstruction = s.pixel_weight * values["pixel"]
             if self.lpips is not None:

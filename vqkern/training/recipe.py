@@ -5,6 +5,7 @@ A recipe is one YAML file with the names below; `vqkern.training.config` reads a
 
 from dataclasses import dataclass, field
 
+from vqkern.data import CROPS
 from vqkern.losses import ADVERSARIAL, AUGMENTATIONS, PIXEL
 
 # What each trainer moves. Everything else is frozen.
@@ -56,8 +57,10 @@ class DataSettings:
     Attributes:
         folder: Of images, tar shards or volumes (`vqkern.data.open_source`); None: the five
             photographs that come with scikit-image, without the regions held out for evaluation.
-        crop: Side of the random crops in pixels; a folder's images are first resized so that the
-            shorter side is 1.125 times that, as VAR does (`var_random`).
+        crop: Side of the crops in pixels.
+        crop_kind: How a folder's images come to that side, one of `vqkern.data.CROPS`: var_random
+            and adm_random resize and cut at random, as VAR and LlamaGen train; adm cuts the centre,
+            as VQ-Transplant does; whole takes shards that have the size.
         flip: Mirrors half of a folder's crops.
         batch: Images a step, over all ranks and accumulated micro-batches.
         micro_batch: Images that a rank takes at once; None: all of its part.
@@ -66,6 +69,7 @@ class DataSettings:
 
     folder: str | None = None
     crop: int = 256
+    crop_kind: str = "var_random"
     flip: bool = True
     batch: int = 64
     micro_batch: int | None = None
@@ -79,7 +83,7 @@ class AdversarialSettings:
     Attributes:
         discriminator: none, patchgan (`width`, `layers` as in `PatchGAN`), or dino, whose frozen
             network comes from `dino_file`.
-        kind: hinge, or non_saturating.
+        kind: hinge, non_saturating, or hinge_non_saturating (`vqkern.losses.ADVERSARIAL`).
         weight: Of the adversarial loss in the decoder's.
         adaptive: Whether VQGAN's gradient balance multiplies the weight.
         start: Steps before which the discriminator takes no part.
@@ -109,18 +113,24 @@ class LossSettings:
     """What is lowered; the quantizer's own loss is part of it with `quantizer_weight`.
 
     Attributes:
-        pixel: l1, l2 or charbonnier, with `pixel_weight`.
+        pixel: l1, l2 or charbonnier, or several with a weight each, as {l2: 2, charbonnier: 1};
+            times `pixel_weight`.
         perceptual: none, or lpips with `perceptual_weight` and its network from `lpips_file`.
         adversarial: See `AdversarialSettings`.
     """
 
-    pixel: str = "l2"
+    pixel: str | dict = "l2"
     pixel_weight: float = 1.0
     quantizer_weight: float = 1.0
     perceptual: str = "none"
     perceptual_weight: float = 1.0
     lpips_file: str | None = None
     adversarial: AdversarialSettings = AdversarialSettings()
+
+    @property
+    def pixel_terms(self) -> dict[str, float]:
+        """Weights by the names of the pixel losses."""
+        return self.pixel if isinstance(self.pixel, dict) else {self.pixel: 1.0}
 
 
 @dataclass(frozen=True)
@@ -209,7 +219,8 @@ class Recipe:
         gan = self.loss.adversarial
         for name, value, known in (
             ("trainer", self.trainer, TRAINERS),
-            ("loss.pixel", self.loss.pixel, PIXEL),
+            *(("loss.pixel", name, PIXEL) for name in self.loss.pixel_terms or {"nothing": 0}),
+            ("data.crop_kind", self.data.crop_kind, CROPS),
             ("loss.perceptual", self.loss.perceptual, ("none", "lpips")),
             ("loss.adversarial.discriminator", gan.discriminator, DISCRIMINATORS),
             ("loss.adversarial.kind", gan.kind, ADVERSARIAL),
@@ -253,6 +264,7 @@ def _check_numbers(recipe: Recipe) -> None:
         ("optim.codebook_weight_decay", optim.codebook_weight_decay),
         ("optim.clip", optim.clip),
         ("loss.pixel_weight", recipe.loss.pixel_weight),
+        *((f"loss.pixel.{name}", weight) for name, weight in recipe.loss.pixel_terms.items()),
         ("loss.quantizer_weight", recipe.loss.quantizer_weight),
         ("loss.perceptual_weight", recipe.loss.perceptual_weight),
         ("loss.adversarial.weight", gan.weight),
