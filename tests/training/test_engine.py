@@ -306,6 +306,40 @@ def test_a_folder_that_vanishes_is_named_and_nothing_is_lost(tmp_path, monkeypat
     assert checkpoint.newest_checkpoint(tmp_path / "run/checkpoints").name == "step-00000003"
 
 
+def noisy_folder(tmp_path, count):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(count):
+        noise = torch.randint(256, (40, 50, 3), dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(folder / f"{number}.png")
+    return folder
+
+
+def test_damaged_images_are_left_out_where_a_share_of_them_may_be(tmp_path, capfd):
+    folder = noisy_folder(tmp_path, 5)
+    (folder / "3.png").write_bytes(b"not an image")
+    data = {"folder": str(folder)}
+    with pytest.raises(ValueError, match="3.png.*with --data.max_damaged 0.01, say, the next"):
+        train(recipe(data=data), tmp_path / "strict")
+    assert train(recipe(data={**data, "max_damaged": 0.2}), tmp_path / "run").step == 4
+    assert capfd.readouterr().err.count("left out: ") == 1
+    (folder / "2.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match="2 of 5 images are damaged, more than the allowed share"):
+        train(recipe(data={**data, "max_damaged": 0.2}), tmp_path / "more")
+
+
+def test_a_run_goes_on_with_its_own_images_alone(tmp_path):
+    folder = noisy_folder(tmp_path, 4)
+    data = {"folder": str(folder)}
+    train(recipe(data=data, optim={"steps": 2}), tmp_path / "run")
+    moved = folder.rename(tmp_path / "elsewhere")
+    data = {"folder": str(moved)}
+    assert train(recipe(data=data, optim={"steps": 2}), tmp_path / "run").step == 2
+    (moved / "more.png").write_bytes((moved / "0.png").read_bytes())
+    with pytest.raises(ValueError, match="on other images .4 images.*here 5 images.*another --out"):
+        train(recipe(data=data, optim={"steps": 2}), tmp_path / "run")
+
+
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     train(recipe(optim={"steps": 2}), tmp_path / "run")
     with pytest.raises(ValueError, match=r"another recipe \(optim.lr: 0.001, now 0.002\)"):

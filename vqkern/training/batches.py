@@ -5,6 +5,8 @@ function of its number and the seed. So the data position of a run is its step, 
 of ranks, workers or micro-batches.
 """
 
+import hashlib
+import sys
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +21,7 @@ from vqkern.data import (
     CropSampler,
     Damage,
     EpochSampler,
+    Quarantine,
     load_photographs,
     open_source,
     to_float,
@@ -27,7 +30,12 @@ from vqkern.training.recipe import DataSettings
 
 
 class Samples(Protocol):
-    """Image `number` of an endless list, float32 [3, S, S] in [-1, 1]; numbers from 0."""
+    """Image `number` of an endless list, float32 [3, S, S] in [-1, 1]; numbers from 0.
+
+    `identity` is of the set of images: a run goes on only with the one it began with.
+    """
+
+    identity: str
 
     def __getitem__(self, number: int) -> Tensor:
         """Raises ValueError where the image cannot be read."""
@@ -35,6 +43,8 @@ class Samples(Protocol):
 
 class PictureSamples:
     """Random crops of pictures in memory."""
+
+    identity = "pictures in memory"
 
     def __init__(self, sampler: CropSampler) -> None:
         self.sampler = sampler
@@ -62,18 +72,34 @@ class SourceSamples:
 
     Args:
         images: What is read and how it is cropped. Its seed is that of the order too.
+        max_damaged: The share of the images that may be damaged; in place of such a one comes the
+            next of the order that is not. 0: the first ends the run.
     """
 
-    def __init__(self, images: CroppedImages) -> None:
+    def __init__(self, images: CroppedImages, max_damaged: float = 0.0) -> None:
         self.images = images
         self.order = EpochSampler(len(images), batch_size=1, seed=images.seed)
+        self.quarantine = Quarantine(len(images), max_damaged)
+
+    @property
+    def identity(self) -> str:
+        names = "\0".join(self.images.source.names)
+        digest = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+        return f"{len(self.images)} images, {digest[:16]}"
 
     def __getitem__(self, number: int) -> Tensor:
-        (key,) = self.order.keys(number)
-        pixels = self.images.read(key.number, self.images.draws(key))
-        if isinstance(pixels, Damage):
-            raise ValueError(pixels.reason)
-        return to_float(torch.tensor(pixels).permute(2, 0, 1)).contiguous()
+        for at in range(number, number + len(self.images)):
+            (key,) = self.order.keys(at)
+            pixels = self.images.read(key.number, self.images.draws(key))
+            if not isinstance(pixels, Damage):
+                return to_float(torch.tensor(pixels).permute(2, 0, 1)).contiguous()
+            if self.quarantine.max_share == 0:
+                raise ValueError(
+                    f"{pixels.reason}; with --data.max_damaged 0.01, say, the next takes its place"
+                )
+            for damage in self.quarantine.add([pixels]):
+                print(f"left out: {damage.reason}", file=sys.stderr, flush=True)
+        raise ValueError("no image can be read")
 
 
 def training_samples(data: DataSettings, seed: int) -> Samples:
@@ -84,7 +110,9 @@ def training_samples(data: DataSettings, seed: int) -> Samples:
     """
     if data.folder is not None:
         crop = Crop(data.crop_kind, data.crop, data.flip)
-        return SourceSamples(every_image_of(data.folder, crop, seed))
+        if data.max_damaged == 0:
+            return SourceSamples(every_image_of(data.folder, crop, seed))
+        return SourceSamples(CroppedImages(open_source(data.folder), crop, seed), data.max_damaged)
     pictures, regions = load_photographs()
     return PictureSamples(CropSampler(pictures, regions, data.crop, seed))
 

@@ -62,6 +62,7 @@ class DataSettings:
             and adm_random resize and cut at random, as VAR and LlamaGen train; adm cuts the centre,
             as VQ-Transplant does; whole takes shards that have the size.
         flip: Mirrors half of a folder's crops.
+        max_damaged: Share of the images that may be unreadable; the next takes the place of one.
         batch: Images a step, over all ranks and accumulated micro-batches.
         micro_batch: Images that a rank takes at once; None: all of its part.
         workers: Processes a rank that read images; 0 reads them in the loop.
@@ -71,6 +72,7 @@ class DataSettings:
     crop: int = 256
     crop_kind: str = "var_random"
     flip: bool = True
+    max_damaged: float = 0.0
     batch: int = 64
     micro_batch: int | None = None
     workers: int = 2
@@ -286,6 +288,8 @@ def _check_numbers(recipe: Recipe) -> None:
                 f"{name}: got {decay}; a step takes rate x decay of a parameter away, so that at a "
                 f"rate of {peak} it must be less than {1 / peak:g}"
             )
+    if not 0 <= data.max_damaged <= 1:
+        raise ValueError(f"data.max_damaged: got {data.max_damaged}, expected a share, 0 to 1")
     for name, value in (("hold", optim.hold), ("final", optim.final), ("ema", optim.ema)):
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"optim.{name}: got {value}, expected a number in [0, 1]")

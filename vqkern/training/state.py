@@ -35,6 +35,7 @@ FREE = (
     "data.micro_batch",
     "data.workers",
     "data.folder",
+    "data.max_damaged",
     "tokenizer.pretrained",
 )
 
@@ -44,10 +45,13 @@ class State:
 
     Attributes:
         step: Steps done. skipped: Those without an update. streak: How many of them just now.
+        images: The identity of what is trained on (`Samples`).
     """
 
-    def __init__(self, recipe: Recipe, model: Trained, device: torch.device) -> None:
-        self.recipe, self.model, self.device = recipe, model, device
+    def __init__(
+        self, recipe: Recipe, model: Trained, device: torch.device, images: str = ""
+    ) -> None:
+        self.recipe, self.model, self.device, self.images = recipe, model, device, images
         self.step = self.skipped = self.streak = 0
         optim, gan = recipe.optim, recipe.loss.adversarial
         code_rate = optim.lr if optim.codebook_lr is None else optim.codebook_lr
@@ -117,6 +121,7 @@ class State:
             "skipped": self.skipped,
             "streak": self.streak,
             "scaler": self.scaler.state_dict(),
+            "images": self.images,
         }
 
     def resume(self, path: Path) -> None:
@@ -127,6 +132,11 @@ class State:
         """
         described = described_in(path)
         check_same_recipe(path, described.get("recipe"), to_mapping(self.recipe))
+        if described.get("images") != self.images:
+            raise ValueError(
+                f"checkpoint {path} is of a run on other images ({described.get('images')}; here "
+                f"{self.images}): their order would be another one; choose another --out"
+            )
         into = self.tensors()
         random = random_state(self.device)
         known = random.keys() <= names_in(path)
