@@ -3,7 +3,7 @@
 #
 #   make demo        train, transplant and adapt a tokenizer on five photographs; runs/demo/report.html
 #   make test        all tests (under ten minutes on two cores)
-#   make bench       the kernels against their peers, interleaved
+#   make bench       the kernels against their peers, interleaved; runs/bench/
 #   make soak        ten thousand searches a kernel, every Triton tile compiled
 #   make mutants     break the kernels one line at a time and see the tests go red (half an hour)
 #   make gpu-check   on a GPU machine: build, GPU tests, races, benchmarks, one command
@@ -31,14 +31,14 @@ test: $(VENV)/.test
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/compare.py $(ARGS)
-	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/pytest.json
+	$(BIN)/python -m pytest benchmarks --benchmark-json=runs/bench/pytest.json
 
 soak: $(VENV)/.test
-	set -o pipefail; $(BIN)/python -m pytest -m slow --durations=0 $(ARGS) \
-		| tee benchmarks/results/soak.txt
+	mkdir -p runs
+	set -o pipefail; $(BIN)/python -m pytest -m slow --durations=0 $(ARGS) | tee runs/soak.txt
 
 mutants: $(VENV)/.test
-	$(BIN)/python tests/mutants.py --out benchmarks/results/mutants.txt $(ARGS)
+	$(BIN)/python tests/mutants.py --out runs/mutants.txt $(ARGS)
 
 # The Python that is there already, with its CUDA torch: a GPU machine often has no network.
 gpu-check:

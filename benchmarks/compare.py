@@ -1,6 +1,6 @@
 """Compares vqkern with its peers over the cases of `cases.py`: correct first, then fast, in turns.
 
-Writes one CSV per op to benchmarks/results/, a row per contestant and case, and plots it.
+Writes one CSV per op to runs/bench/, a row per contestant and case, and plots it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vqkern.bench.operations import OPERATIONS
 from vqkern.machine import add_device_argument, choose_device
 
 ROOT = Path(__file__).resolve().parent
-RESULTS = ROOT / "results"
+RESULTS = Path("runs/bench")
 # Seconds: what the timed rounds of a case take, and a call that is timed once instead.
 SECONDS, SECONDS_FULL = 1.5, 10.0
 LONGEST, LONGEST_FULL = 1.5, 60.0

@@ -53,6 +53,18 @@ def check(folder, format, file):
     assert (folder / "tokens").is_dir() and (folder / "runs/stage-2/eval-rgb.json").is_file()
 
 
+def test_without_projectors_it_goes_back_into_the_public_format(folder, capsys):
+    known = settings(block("sh", "var"), block("sh", "small"))
+    for line in (COMMANDS[0].splitlines()[0], block("sh", "alone").strip()):
+        _, *arguments = shlex.split(string.Template(line).substitute(known))
+        arguments += ["--run.device", "cpu"] if arguments[0] == "train" else []
+        assert main(arguments) == 0, capsys.readouterr().err
+    from_pretrained("runs/alone/tokenizer").to_original("new.pth")
+    new, old = from_original("var", "new.pth"), from_original("var", known["FILE"])
+    assert torch.equal(new.encoder.conv_in.weight, old.encoder.conv_in.weight)
+    assert not torch.equal(new.quantizer.codes[0], old.quantizer.codes[0])
+
+
 @pytest.mark.parametrize("checkpoint", ["var", "llamagen"])
 def test_the_commands_in_this_process(folder, checkpoint, capsys):
     known = settings(block("sh", checkpoint), block("sh", "small"))
