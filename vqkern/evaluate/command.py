@@ -15,7 +15,7 @@ from vqkern.evaluate.figures import Lpips, evaluate, folder_images, held_out_pho
 from vqkern.machine import add_device_argument, choose_device
 from vqkern.metrics import PROTOCOLS, InceptionScores, protocol_named
 from vqkern.tokenizers import from_pretrained
-from vqkern.training.build import pretrained_folder
+from vqkern.tokenizers.pretrained import pretrained_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

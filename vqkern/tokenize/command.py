@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `vqkern tokenize`."""
     from vqkern.data.command import add_crop_arguments
 
-    parser.add_argument("tokenizer", help="folder that `save_pretrained` wrote")
+    parser.add_argument("tokenizer", metavar="RUN", help="folder of a run, or of a tokenizer")
     data = "folder of images, tar shards or volumes, or a .tar file"
     parser.add_argument("--data", required=True, help=data)
     parser.add_argument("--out", required=True, help="folder for the tokens; resumed where begun")
@@ -36,19 +36,21 @@ def run(args: argparse.Namespace) -> int:
     from vqkern.data.command import report_damage
     from vqkern.tokenize import MANIFEST_FILE, tokenize, tokenizer_files
     from vqkern.tokenizers import from_pretrained
+    from vqkern.tokenizers.pretrained import pretrained_folder
 
     if args.threads is not None:
         if args.threads < 1:
             raise ValueError(f"--threads: got {args.threads}, expected at least 1")
         torch.set_num_threads(args.threads)
     device = choose_device(args.device, "--device")
-    tokenizer = from_pretrained(args.tokenizer).eval().to(device)
+    folder = pretrained_folder(args.tokenizer)
+    tokenizer = from_pretrained(folder).eval().to(device)
     images = CroppedImages(open_source(args.data), Crop(args.crop, args.size))
     manifest = tokenize(
         tokenizer,
         images,
         args.out,
-        tokenizer_sha256=tokenizer_files(args.tokenizer),
+        tokenizer_sha256=tokenizer_files(folder),
         batch_size=args.batch,
         shard_size=args.shard_size,
         workers=args.workers,

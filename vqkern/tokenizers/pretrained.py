@@ -61,6 +61,12 @@ def save_pretrained(tokenizer: Tokenizer, folder: str | Path) -> None:
     write_whole(path / CONFIG_FILE, text.encode("ascii"))
 
 
+def pretrained_folder(name: str | Path) -> Path:
+    """The folder itself, or the tokenizer in the folder of a run."""
+    inside = Path(name) / "tokenizer"
+    return inside if inside.is_dir() else Path(name)
+
+
 def from_pretrained(folder: str | Path) -> Tokenizer:
     """See `Tokenizer.from_pretrained`."""
     folder = Path(folder)

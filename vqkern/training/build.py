@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
@@ -16,7 +14,7 @@ from vqkern.tokenizers import (
     from_pretrained,
 )
 from vqkern.tokenizers.conv import start_at_principal_components
-from vqkern.tokenizers.pretrained import ARCHITECTURES
+from vqkern.tokenizers.pretrained import ARCHITECTURES, pretrained_folder
 from vqkern.training.batches import Samples
 from vqkern.training.recipe import QuantizerSettings, Recipe
 
@@ -76,9 +74,3 @@ def quantizer_of(settings: QuantizerSettings, dim: int) -> nn.Module:
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"quantizer: {error}") from error
-
-
-def pretrained_folder(name: str) -> Path:
-    """The folder itself, or the tokenizer in the folder of a run."""
-    inside = Path(name) / "tokenizer"
-    return inside if inside.is_dir() else Path(name)
