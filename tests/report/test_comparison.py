@@ -46,6 +46,16 @@ def test_two_runs_on_one_page(runs, tmp_path, capsys):
     assert held_out.count("<figure>") == 15
 
 
+def test_of_a_run_on_a_folder_nothing_is_said_to_be_held_out(runs, tmp_path, capsys):
+    recipe = runs[0] / "recipe.yaml"
+    before = recipe.read_text()
+    recipe.write_text(before.replace("folder: null", "folder: somewhere"))
+    _, text = page_of(capsys, *runs, "--out", tmp_path / "two.html")
+    recipe.write_text(before)
+    assert "<h2>Photographs" in text and "Held-out" not in text
+    assert "not of a run&#x27;s own images" in text or "not of a run's own images" in text
+
+
 @pytest.mark.parametrize("crop", ["adm 256", "center <256>"])
 def test_evaluations_of_different_images_are_warned_about(runs, tmp_path, capsys, crop):
     for run, cut in zip(runs, ("adm 256", crop), strict=True):

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--pictures: got {args.pictures}, expected at least 0")
     runs = read_runs(args.runs)
     device = choose_device(args.device, "--device")
-    pictures = _pictures(args)
+    pictures = _pictures(args, runs)
     if pictures is not None:
         for one in runs:
             pictures.add(one, device)
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _pictures(args: argparse.Namespace):
+def _pictures(args: argparse.Namespace, runs: list):
     from vqkern.report.comparison import Pictures
 
     if args.data is None:
@@ -63,12 +63,13 @@ def _pictures(args: argparse.Namespace):
             raise ValueError("--size: the photographs' regions have one size; it goes with --data")
         if not args.pictures:
             return None
-        return Pictures(
-            "Held-out regions",
-            "Regions of the photographs that come with scikit-image; no training crop of a "
-            "photographs' recipe touches them.",
-            _photographs(),
-        )
+        intro = "Regions of the photographs that come with scikit-image"
+        if any(one.recipe.get("data", {}).get("folder") for one in runs):
+            # What a folder holds is not known here: it may be these very pictures.
+            intro += ", not of a run's own images; --data FOLDER shows those of a folder."
+            return Pictures("Photographs", intro, _photographs())
+        intro += "; no training crop touches them."
+        return Pictures("Held-out regions", intro, _photographs())
     size = 256 if args.size is None else args.size
     strips = _folder(args.data, args.crop, size, args.pictures)
     if not strips:
