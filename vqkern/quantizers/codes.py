@@ -58,6 +58,9 @@ class Table(nn.Module):
         """The codes [K, dim]."""
         return self.weight
 
+    def extra_repr(self) -> str:
+        return f"{self.num_codes}, {self.dim}"
+
     def macs(self) -> int:
         """None: the codes are there."""
         return 0
