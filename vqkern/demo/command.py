@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=default.seed, help="random seed (%(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     add_device_argument(parser)
-    parser.add_argument("--quick", action="store_true", help="a trial of about 20 seconds, with codebooks of 128 and 2,048 codes")
+    quickly = "a trial of about 20 seconds, with codebooks of 128 and 2,048 codes"
+    parser.add_argument("--quick", action="store_true", help=quickly)
 
 
 def run(args: argparse.Namespace) -> int:
