@@ -49,6 +49,12 @@ MUTANTS = [
         "groups of later splits are not merged",
     ),
     Mutant(
+        "triton-codes-rounded-for-nobody", "triton", NEAREST + "triton_rounding.py",
+        "        if tl.load(count) == 0:\n            return\n    tile = tl",
+        "        pass\n    tile = tl",
+        "with an empty list of rows all codes are rounded",
+    ),
+    Mutant(
         "triton-listed-rows-by-their-place", "triton", NEAREST + "triton_kernels.py",
         "        row = tl.load(rows + place).to(tl.int64)\n", "        row = place\n",
         "the answers of listed rows go to the first rows",
