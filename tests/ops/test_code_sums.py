@@ -111,7 +111,7 @@ def test_an_index_out_of_range_is_named(backend, wrong):
         (
             lambda: vqkern.code_sums(torch.ones(3, 2), torch.zeros(3).long(), 0),
             ValueError,
-            "num_codes must be at least 1",
+            "num_codes must be a whole number of at least 1",
         ),
         (
             lambda: vqkern.code_sums(torch.ones(3, 2), torch.zeros(3, device="meta").long(), 4),
