@@ -1,10 +1,16 @@
 """Files that exist whole or not at all."""
 
 import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+import vqkern
 from vqkern import files
+from vqkern.files import only_one, require_apart
 
 
 def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path):
@@ -51,3 +57,35 @@ def test_what_is_no_json_object_is_named(tmp_path, content, message):
         files.read_json(tmp_path / "file", "a thing", 80)
     files.write_json(tmp_path / "file", {"a": 1})
     assert files.read_json(tmp_path / "file", "a thing") == {"a": 1}
+
+
+def test_what_is_written_must_not_lie_among_what_is_read(tmp_path):
+    data = tmp_path / "images"
+    data.mkdir()
+    (tmp_path / "link").symlink_to(data)
+    for out in (data, data / "run", tmp_path / "link" / "run"):
+        with pytest.raises(ValueError, match="lies in --data .*choose a folder outside"):
+            require_apart(out, data)
+    for out in (tmp_path / "run", tmp_path, tmp_path / "images-2"):
+        require_apart(out, data)
+    require_apart(data, None)
+
+
+def test_one_process_at_a_time_and_the_other_is_named(tmp_path):
+    program = (
+        "import sys, time; from pathlib import Path; from vqkern.files import only_one\n"
+        "with only_one(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(vqkern.__file__).parents[1])}
+    command = [sys.executable, "-c", program, str(tmp_path / "run")]
+    other = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(ValueError, match=f"run is in use by process {other.pid} on "):
+            with only_one(tmp_path / "run"):
+                pass
+    finally:
+        other.kill()
+        other.wait()
+    with only_one(tmp_path / "run"):  # what was killed holds nothing
+        pass

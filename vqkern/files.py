@@ -1,8 +1,10 @@
 """Files that exist whole or not at all, their sums, and JSON in them."""
 
+import errno
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +46,52 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def require_apart(out: str | Path, data: str | Path | None) -> None:
+    """What is written must not lie among what is read: the next time it would be read, too.
+
+    Raises:
+        ValueError: `out` is `data`, or inside of it.
+    """
+    if data is None:
+        return
+    inner, outer = Path(out).resolve(), Path(data).resolve()
+    if inner == outer or outer in inner.parents:
+        raise ValueError(
+            f"--out {str(out)!r} lies in --data {str(data)!r}, where it would be read as data the "
+            "next time; choose a folder outside"
+        )
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Within, no other process is in here for the same folder, which is made where missing.
+
+    Raises:
+        ValueError: another process is; it is named.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+", encoding="utf-8") as lock:
+        try:
+            import fcntl
+        except ImportError:  # not on Windows
+            yield
+            return
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                yield  # a file system without locks
+                return
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            raise ValueError(f"{folder} is in use by {holder}") from error
+        lock.seek(0)
+        lock.truncate()
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
 
 
 def read_json(path: Path, what: str, most: int = MAX_JSON_BYTES) -> dict:

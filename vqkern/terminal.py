@@ -1,5 +1,6 @@
 """What a person at a terminal reads: errors on one line, aligned columns, progress bars."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,17 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def say(text: str, bar=None) -> None:
+    """A line on stderr, above the bar; long work does not end because nobody can read it."""
+    try:
+        if bar is None:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            bar.write(text, file=sys.stderr)
+    except (OSError, ValueError):  # a full disk, a closed terminal, a pipe without a reader
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def progress_bar(total: int, done: int = 0, unit: str = "it", leave: bool = True):

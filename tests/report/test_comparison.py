@@ -161,7 +161,7 @@ def test_names_and_differences(runs, tmp_path):
         (["{run}", "--data", "{empty}"], "holds no image"),
         (["{run}", "--pictures", "-1"], "--pictures: got -1"),
         (["{run}", "--size", "64"], "it goes with --data"),
-        (["{run}", "--out", "{none}/page.html"], "No such file"),
+        (["{run}", "--out", "{bad}/recipe.yaml/page.html"], "exists"),
     ],
 )
 def test_mistakes_are_named_in_one_line(runs, tmp_path, capsys, arguments, message):

@@ -2,11 +2,14 @@
 
 import copy
 import errno
+import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -264,7 +267,7 @@ def test_a_full_disk_in_the_end_is_an_error(tmp_path, monkeypatch):
     assert list((tmp_path / "run/checkpoints").iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
 def test_signals_save_and_end_the_run_after_the_step(tmp_path, monkeypatch, number):
     update = engine._update
 
@@ -338,6 +341,67 @@ def test_a_run_goes_on_with_its_own_images_alone(tmp_path):
     (moved / "more.png").write_bytes((moved / "0.png").read_bytes())
     with pytest.raises(ValueError, match="on other images .4 images.*here 5 images.*another --out"):
         train(recipe(data=data, optim={"steps": 2}), tmp_path / "run")
+
+
+def test_a_run_inside_its_images_is_refused(tmp_path):
+    folder = noisy_folder(tmp_path, 4)
+    with pytest.raises(ValueError, match="lies in --data"):
+        train(recipe(data={"folder": str(folder)}), folder / "run")
+    assert len(list(folder.iterdir())) == 4
+
+
+def test_crops_that_the_tokenizer_cannot_take_are_named(tmp_path):
+    with pytest.raises(ValueError, match="data.crop: 33 is not a multiple of 8"):
+        train(recipe(data={"crop": 33}), tmp_path / "run")
+    scales = {"name": "vanilla_var", "codebook_size": 8, "options": {"patch_sizes": [1, 2]}}
+    with pytest.raises(ValueError, match="last scale has 2 x 2 tokens, which are crops of 16"):
+        train(recipe(quantizer=scales, data={"crop": 32}), tmp_path / "run")
+
+
+def test_a_terminal_that_takes_nothing_ends_no_training(tmp_path, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    assert train(recipe(), tmp_path / "run").step == 4
+    assert (tmp_path / "run/tokenizer/config.json").is_file()
+
+
+def test_a_worker_that_dies_costs_nothing_that_is_done(tmp_path, monkeypatch):
+    folder = noisy_folder(tmp_path, 6)
+    update = engine._update
+
+    def deadly(state, values):
+        update(state, values)
+        if state.step == 2:
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGKILL)
+            time.sleep(0.2)  # torch's own handler would raise here, in the middle of a step
+
+    data = {"folder": str(folder), "workers": 2}
+    monkeypatch.setattr(engine, "_update", deadly)
+    with pytest.raises(ValueError, match="worker.*what is done is saved"):
+        train(recipe(data=data, optim={"steps": 40}, run={"save_every": 100}), tmp_path / "run")
+    (saved,) = (tmp_path / "run/checkpoints").iterdir()
+    assert int(saved.name.removeprefix("step-")) >= 2
+
+
+def test_damaged_checkpoints_do_not_push_out_whole_ones(tmp_path, capfd):
+    run = {"save_every": 2, "keep": 2}
+    whole = recipe(optim={"steps": 8}, run=run)
+    train(whole, tmp_path / "run")
+    checkpoints = tmp_path / "run/checkpoints"
+    for kept in checkpoints.iterdir():
+        file = next(f for f in kept.iterdir() if f.suffix == ".safetensors")
+        file.write_bytes(file.read_bytes()[:-1])
+    capfd.readouterr()
+    train(whole, tmp_path / "run")
+    said = capfd.readouterr().err
+    assert said.count("is damaged and passed over") == 2 and "beginning at step 0" in said
+    assert sorted(p.name for p in checkpoints.iterdir()) == [
+        "step-00000006", "step-00000006-damaged", "step-00000008", "step-00000008-damaged",
+    ]  # fmt: skip
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):

@@ -129,6 +129,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(whole, tmp_path, capsys):
     said = []
     assert newest_checkpoint(out / "checkpoints", said.append).name == "step-00000014"
     assert len(said) == 1 and "step-00000020" in said[0] and "sha256" in said[0]
+    newest.with_name("step-00000020-damaged").rename(newest)
     (newest / "manifest.json").unlink()
     newest_checkpoint(out / "checkpoints", said.append)
     assert "manifest.json' cannot be read" in said[1]

@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+from vqkern.files import require_apart
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the actions of `vqkern data` and their options."""
@@ -54,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from vqkern.data import Crop, CroppedImages, open_source
     from vqkern.data.pack import INDEX_FILE, pack
 
+    require_apart(args.out, args.data)
     images = CroppedImages(open_source(args.data), Crop(args.crop, args.size))
     index = pack(images, args.out, args.shard_size, args.max_damaged, args.workers)
     count = sum(entry["images"] for entry in index["shards"])

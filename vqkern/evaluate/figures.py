@@ -65,6 +65,11 @@ def evaluate(
     """
     tokenizer.eval()
     quantizer = tokenizer.quantizer
+    if quantizer is None:
+        raise ValueError(
+            "this tokenizer has continuous latents and no quantizer: it has no error of "
+            "quantization, and no codes to count; stage_1 gives it one"
+        )
     quantizer.reset_usage()
     device = next(tokenizer.parameters()).device
     error, psnrs, ssims, distances, images_seen = 0.0, [], [], [], 0

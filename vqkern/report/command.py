@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
             pictures.add(one, device)
     out = Path("report.html") if len(runs) > 1 else runs[0].folder / "report.html"
     out = out if args.out is None else Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_comparison(runs, pictures, describe_environment(device), out)
     for problem in [] if pictures is None else pictures.problems:
         print(problem)
@@ -91,13 +92,13 @@ def _photographs() -> list[Strip]:
 def _folder(folder: str, crop: str, size: int, count: int) -> list[Strip]:
     import numpy as np
 
-    from vqkern.data import Crop, decode_image, list_images, to_float
+    from vqkern.data import Crop, open_source, to_float
 
-    cut = Crop(crop, size)
+    cut, source = Crop(crop, size), open_source(folder)
     strips = []
-    for file in list_images(folder)[:count]:
-        pixels = torch.from_numpy(np.array(cut(decode_image(file)))).permute(2, 0, 1)
-        strips.append(Strip(file.name, "", to_float(pixels.contiguous())))
+    for number in range(min(count, len(source))):
+        pixels = torch.from_numpy(np.array(cut(source.load(number)))).permute(2, 0, 1)
+        strips.append(Strip(source.names[number], "", to_float(pixels.contiguous())))
     return strips
 
 

@@ -6,6 +6,7 @@ A run that was stopped goes on where it was; damaged images are left out and nam
 import argparse
 from pathlib import Path
 
+from vqkern.files import require_apart
 from vqkern.machine import add_device_argument, choose_device
 
 
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         if args.threads < 1:
             raise ValueError(f"--threads: got {args.threads}, expected at least 1")
         torch.set_num_threads(args.threads)
+    require_apart(args.out, args.data)
     device = choose_device(args.device, "--device")
     folder = pretrained_folder(args.tokenizer)
     tokenizer = from_pretrained(folder).eval().to(device)

@@ -6,7 +6,9 @@ of ranks, workers or micro-batches.
 """
 
 import hashlib
+import signal
 import sys
+import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,6 +29,7 @@ from vqkern.data import (
     to_float,
 )
 from vqkern.training.recipe import DataSettings
+from vqkern.training.signals import SIGNALS
 
 
 class Samples(Protocol):
@@ -197,7 +200,12 @@ def micro_batches(
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
     )
+    before = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
+    if before is not None and threading.current_thread() is threading.main_thread():
+        # torch's raises wherever the training is when a process dies; that of a dead one is missed
+        # at the next batch, where what is done can be saved.
+        signal.signal(signal.SIGCHLD, before)
     try:
         yield from batches
     finally:
@@ -214,7 +222,5 @@ def _collate(images: list) -> Tensor | Unreadable:
 
 def _leave_signals_to_the_parent(worker: int) -> None:
     # Schedulers signal every process of a job; it is the training that decides what to do.
-    import signal
-
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

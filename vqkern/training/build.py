@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vqkern.quantizers import build_quantizer
+from vqkern.quantizers import MultiScale, build_quantizer
 from vqkern.tokenizers import (
     ConvConfig,
     Tokenizer,
@@ -29,7 +29,7 @@ def build_tokenizer_of(recipe: Recipe, samples: Samples) -> Tokenizer:
 
     Raises:
         ValueError: the folder holds no tokenizer; the architecture or the quantizer is unknown, or
-            an option is.
+            an option is; they do not take the recipe's crops.
     """
     settings = recipe.tokenizer
     if settings.pretrained is not None:
@@ -37,9 +37,11 @@ def build_tokenizer_of(recipe: Recipe, samples: Samples) -> Tokenizer:
         if recipe.quantizer.name is not None:
             new = quantizer_of(recipe.quantizer, tokenizer.config.latent_dim)
             tokenizer = tokenizer.transplant(new)
+        _check_crop(recipe.data.crop, tokenizer)
         return tokenizer
     config = config_of(settings.architecture)
     tokenizer = build_tokenizer(config, quantizer_of(recipe.quantizer, config.latent_dim))
+    _check_crop(recipe.data.crop, tokenizer)
     if settings.start_images:
         if not isinstance(config, ConvConfig):
             raise ValueError("tokenizer.start_images: vqgan has no linear path, expected 0")
@@ -47,6 +49,22 @@ def build_tokenizer_of(recipe: Recipe, samples: Samples) -> Tokenizer:
         images = torch.stack([samples[number] for number in numbers])
         start_at_principal_components(tokenizer.encoder, tokenizer.decoder, images)
     return tokenizer
+
+
+def _check_crop(crop: int, tokenizer: Tokenizer) -> None:
+    factor = tokenizer.config.factor
+    if crop % factor:
+        raise ValueError(
+            f"data.crop: {crop} is not a multiple of {factor}, the factor between the sides of "
+            "this tokenizer's images and latents"
+        )
+    scales = [m for m in tokenizer.modules() if isinstance(m, MultiScale)]
+    for side in {m.patch_sizes[-1] for m in scales}:
+        if crop != factor * side:
+            raise ValueError(
+                f"data.crop: {crop}; the quantizer's last scale has {side} x {side} tokens, which "
+                f"are crops of {factor * side}; take that, or other quantizer.options.patch_sizes"
+            )
 
 
 def config_of(architecture: dict) -> ConvConfig | VQGANConfig:

@@ -32,6 +32,7 @@ FORMAT = "vqkern-checkpoint"
 FORMAT_VERSION = 1
 _COMPLETE = re.compile(r"step-(\d{8})")
 _UNFINISHED = ".part"
+_DAMAGED = "-damaged"
 
 Say = Callable[[str], None]
 
@@ -73,17 +74,22 @@ def save_checkpoint(
 def newest_checkpoint(folder: Path, say: Say = print) -> Path | None:
     """The newest complete checkpoint in `folder` whose files are whole; None if there is none.
 
-    A damaged one is named by `say`, with what is wrong with it, and passed over. Called by all
-    ranks, which agree on the answer of the first.
+    A damaged one is named by `say`, with what is wrong with it, and set aside under another name,
+    so that it does not count among those to keep. Called by all ranks, which agree on the answer of
+    the first.
     """
     found: Path | None = None
     if this_rank() == 0:
-        for path in reversed(complete_checkpoints(folder)):
+        there = complete_checkpoints(folder)
+        for path in reversed(there):
             problem = damage(path)
             if problem is None:
                 found = path
                 break
             say(f"checkpoint {path} is damaged and passed over: {problem}")
+            _set_aside(path)
+        if there and found is None:
+            say(f"no checkpoint in {folder} is whole: beginning at step 0")
     if number_of_ranks() > 1:
         answer = [None if found is None else found.name]
         dist.broadcast_object_list(answer, src=0)
@@ -151,6 +157,13 @@ def names_in(path: Path) -> set[str]:
     return set(HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata)
 
 
+def _set_aside(path: Path) -> None:
+    aside = path.with_name(path.name + _DAMAGED)
+    if aside.exists():
+        shutil.rmtree(aside)
+    path.rename(aside)
+
+
 def _make_room(folder: Path, part: Path) -> None:
     """Removes what a killed save left behind, and makes the folder that this one fills."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -188,8 +201,6 @@ def _complete(part: Path, final: Path, step: int, described: dict) -> None:
     }
     write_json(part / MANIFEST, manifest)
     flush(part)
-    if final.exists():  # a damaged one of the same step, which was passed over
-        final.rename(final.with_name(final.name + "-damaged" + _UNFINISHED))
     part.rename(final)
     flush(final.parent)
 

@@ -25,10 +25,11 @@ from vqkern.distributed import (
     seed_rank,
     this_rank,
 )
-from vqkern.files import write_whole
+from vqkern.files import only_one, require_apart, write_whole
 from vqkern.losses import PIXEL, adaptive_weight, load_lpips
 from vqkern.machine import choose_device
 from vqkern.quantizers.usage import usages
+from vqkern.terminal import one_line, say
 from vqkern.training.batches import Share, Unreadable, micro_batches, training_samples
 from vqkern.training.build import build_tokenizer_of
 from vqkern.training.checkpoint import CheckpointError, newest_checkpoint, save_checkpoint
@@ -67,6 +68,7 @@ def train(recipe: Recipe, out: str | Path) -> Result:
     out = Path(out)
     with ranks_of_this_run(), StopSignals() as signals:
         share = Share.of(recipe.data, this_rank(), number_of_ranks())
+        require_apart(out, recipe.data.folder)
         device = choose_device(recipe.run.device, "run.device")
         torch.manual_seed(recipe.run.seed)
         samples = training_samples(recipe.data, recipe.run.seed)
@@ -75,22 +77,24 @@ def train(recipe: Recipe, out: str | Path) -> Result:
         state = State(recipe, model, device, samples.identity)
         losses = Losses(recipe.loss, state)
         seed_rank(recipe.run.seed, 0)
-        found = newest_checkpoint(out / CHECKPOINTS, _say)
-        if found is not None:
-            state.resume(found)
-            done = state.step >= recipe.optim.steps
-            _say(f"nothing left to do after {found}" if done else f"going on from {found}")
-        if this_rank() == 0:
-            _write_recipe(out, recipe)
-        log = _log_of(recipe, out, state.step) if this_rank() == 0 else None
-        steps = range(state.step, recipe.optim.steps)
-        batches = micro_batches(samples, share, steps, recipe.data.workers)
-        try:
-            return _loop(recipe, out, share.count, samples, batches, state, losses, signals, log)
-        finally:
-            batches.close()
-            if log is not None:
-                log.close()
+        with only_one(out) if this_rank() == 0 else nullcontext():
+            found = newest_checkpoint(out / CHECKPOINTS, _say)
+            if found is not None:
+                state.resume(found)
+                done = state.step >= recipe.optim.steps
+                _say(f"nothing left to do after {found}" if done else f"going on from {found}")
+            if this_rank() == 0:
+                _write_recipe(out, recipe)
+            log = _log_of(recipe, out, state.step) if this_rank() == 0 else None
+            steps = range(state.step, recipe.optim.steps)
+            batches = micro_batches(samples, share, steps, recipe.data.workers)
+            try:
+                count = share.count
+                return _loop(recipe, out, count, samples, batches, state, losses, signals, log)
+            finally:
+                batches.close()
+                if log is not None:
+                    log.close()
 
 
 def _loop(recipe, out, count, samples, batches, state, losses, signals, log) -> Result:
@@ -137,8 +141,8 @@ def _loop(recipe, out, count, samples, batches, state, losses, signals, log) -> 
 def _fetch(batches, count: int, device: torch.device) -> tuple[list[Tensor], str | None]:
     try:
         images = [next(batches) for _ in range(count)]
-    except RuntimeError as error:  # a worker process died
-        return [], str(error)
+    except (RuntimeError, OSError) as error:  # a worker process died
+        return [], one_line(error)
     problems = [batch for batch in images if isinstance(batch, Unreadable)]
     if problems:
         return [], str(problems[0])
@@ -371,6 +375,4 @@ def _log_of(recipe: Recipe, out: Path, start: int) -> Log:
 
 def _say(text: str) -> None:
     if this_rank() == 0:
-        import sys
-
-        print(text, file=sys.stderr, flush=True)
+        say(text)

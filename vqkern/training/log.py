@@ -1,7 +1,6 @@
 """What a person sees of a run: metrics.jsonl, a line or a bar with the time left, pictures."""
 
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vqkern.files import write_whole
-from vqkern.terminal import progress_bar
+from vqkern.terminal import progress_bar, say
 
 METRICS = "metrics.jsonl"
 
@@ -78,7 +77,7 @@ class Log:
 
     def say(self, text: str) -> None:
         """A line above the bar."""
-        self.bar.write(text, file=sys.stderr)
+        say(text, self.bar)
 
     def close(self) -> None:
         self.bar.close()

@@ -3,8 +3,8 @@
 import signal
 from types import FrameType, TracebackType
 
-# What a scheduler sends before it takes the machine away, and Ctrl-C.
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# What a scheduler sends before it takes the machine away, a terminal that is closed, and Ctrl-C.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 
 class StopSignals:
@@ -15,7 +15,9 @@ class StopSignals:
         self.default = int(signal.SIGTERM)  # where another rank received one
 
     def __enter__(self) -> "StopSignals":
-        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        # nohup has told its program not to mind that the terminal goes.
+        minded = [n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._receive) for number in minded}
         return self
 
     def __exit__(

@@ -24,7 +24,8 @@ from vqkern.training.config import differences, to_mapping, with_defaults
 from vqkern.training.recipe import AdversarialSettings, Recipe
 from vqkern.training.trained import Trained
 
-# Settings that a resumed run may change: none of them changes what is trained.
+# Settings that a resumed run may change: none of them changes what is trained, but for the
+# micro-batch, of which alignments and moving averages see one at a time; memory may ask for it.
 FREE = (
     "run.device",
     "run.save_every",

@@ -43,6 +43,11 @@ class Trained(nn.Module):
 
     def __init__(self, tokenizer: Tokenizer, trainer: str, precision: str = "fp32") -> None:
         super().__init__()
+        if tokenizer.quantizer is None:
+            raise ValueError(
+                f"trainer {trainer}: this tokenizer has continuous latents and no quantizer; "
+                "stage_1 gives it one"
+            )
         self.tokenizer = tokenizer
         self.parts = TRAINERS[trainer]
         self.precision = precision
