@@ -94,6 +94,26 @@ def only_one(folder: Path) -> Iterator[None]:
         yield
 
 
+def refused(error: Exception) -> str:
+    """What a pickle asked for that `torch.load` refused, without torch's advice to allow it."""
+    text = one_line(error, 4000)
+    for sign in (
+        "Unsupported global: GLOBAL ",
+        "unsupported GLOBAL ",
+        "Unsupported class ",
+        "Unsupported operand ",
+    ):
+        if sign in text:
+            name = text.split(sign, 1)[1].split(" ", 1)[0].rstrip(".")
+            return (
+                f"This one asks for {name}. Where you trust it, load it with the program that "
+                f"wrote it and save the state dict alone"
+            )
+    if "weights_only" in text:
+        return "This one is a pickle of something else than tensors"
+    return f"This one: {text[:200]}"
+
+
 def read_json(path: Path, what: str, most: int = MAX_JSON_BYTES) -> dict:
     """A JSON object of at most `most` bytes; `what` names the file in messages.
 

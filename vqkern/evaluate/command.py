@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
     )
     figures["data"] = described
     figures["crop"] = "none" if args.data is None else f"{crop} {args.size}"
-    path = Path(args.run_folder) / f"eval-{args.protocol}.json"
-    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     for name, value in figures.items():
         print(f"{name:20} {value:.6g}" if isinstance(value, float) else f"{name:20} {value}")
+    path = Path(args.run_folder) / f"eval-{args.protocol}.json"
+    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -18,6 +18,7 @@ from vqkern.metrics import (
     quantization_error,
 )
 from vqkern.quantizers.usage import usages
+from vqkern.terminal import progress_bar
 from vqkern.tokenizers import Tokenizer
 from vqkern.training.batches import every_image_of
 
@@ -130,7 +131,9 @@ def folder_images(folder: str, size: int, batch: int, crop: str = "adm") -> Iter
     images = every_image_of(folder, Crop(crop, size))
     numbers = range(len(images))
     cut = [list(numbers[start : start + batch]) for start in range(0, len(images), batch)]
-    for part in ordered_batches(images, cut):
-        if part.damaged:
-            raise ValueError(part.damaged[0].reason)
-        yield to_float(part.images)
+    with progress_bar(len(images), unit="image", leave=False) as bar:
+        for part in ordered_batches(images, cut):
+            if part.damaged:
+                raise ValueError(part.damaged[0].reason)
+            yield to_float(part.images)
+            bar.update(len(part.images))

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqkern.files import refused
 from vqkern.public_files import PublicFile
-from vqkern.terminal import one_line
 
 # The authors publish no digest of it; what does not have its tensors is refused.
 DINO_S = PublicFile(
@@ -108,8 +108,7 @@ def load_vit(path: str | Path, *, expected: PublicFile = DINO_S) -> VisionTransf
         network.load_state_dict(state)
     except Exception as error:  # what torch.load raises on other files is not told
         raise ValueError(
-            f"discriminator: dino: {str(found)!r} is no file like {expected}: "
-            f"{one_line(error, 200)}"
+            f"discriminator: dino: {str(found)!r} is no file like {expected}: {refused(error)}"
         ) from error
     with torch.no_grad():
         for block in network.blocks:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vqkern.files import refused
 from vqkern.terminal import one_line
 
 # A header has about 100 bytes a tensor; the largest of the public tokenizers has 600 tensors.
@@ -75,7 +76,7 @@ def list_pickle(path: Path, wrappers: Iterable[str]) -> dict[str, Stored]:
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{_file(path)} is refused: only tensors and plain containers are read from a pickle, "
-            f"as anything more can run code. {_refused(error)}"
+            f"as anything more can run code. {refused(error)}"
         ) from error
     except Exception as error:  # a hostile file can make the reader stumble in any way
         raise ValueError(f"{_file(path)} cannot be read: {one_line(error, 300)}") from error
@@ -181,19 +182,6 @@ def _stored(path: Path, name: object, tensor: object) -> Stored:
         )
         raise ValueError(f"{_file(path)}: {name!r} is {got}, expected a dense tensor")
     return Stored(tuple(tensor.shape), tensor.dtype, lambda: tensor.detach())
-
-
-def _refused(error: Exception) -> str:
-    """What a pickle asked for, without torch's advice to allow it."""
-    text = one_line(error, 4000)
-    for sign in ("Unsupported global: GLOBAL ", "Unsupported class ", "Unsupported operand "):
-        if sign in text:
-            name = text.split(sign, 1)[1].split(" ", 1)[0].rstrip(".")
-            return (
-                f"This one asks for {name}. Where you trust it, load it with the program that "
-                f"wrote it and save the state dict alone"
-            )
-    return f"This one: {text[:200]}"
 
 
 def _some(keys: list[str]) -> str:
