@@ -110,3 +110,11 @@ def test_what_a_pickle_asks_for_is_named_and_nothing_is_advised(tmp_path, functi
     # Under the module's name of old: torch.save writes the second version of pickle.
     assert re.search(rf"asks for (\w+\.)?{function.__qualname__}\. Where you trust it", text), text
     assert "weights_only" not in text and "add_safe_globals" not in text
+
+
+def test_what_is_written_has_the_mode_that_new_files_have(tmp_path):
+    (tmp_path / "plain").touch()
+    with files.whole_file(tmp_path / "whole") as part:
+        part.unlink(missing_ok=True)
+        part.touch(0o600)
+    assert (tmp_path / "whole").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -22,7 +22,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     the unfinished file under the other name as well.
     """
     part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)
+    part.touch()  # some writers make files that nobody else may read: the mode is the user's
+    mode = part.stat().st_mode
     yield part
+    part.chmod(mode)
     flush(part)
     part.replace(path)
 

@@ -47,6 +47,16 @@ def test_exported_saved_and_loaded_it_takes_any_batch(name, method):
         assert torch.equal(mine, other)
 
 
+def test_a_quantizer_itself_is_exported_and_saved():
+    q = build("vanilla")
+    z = torch.randn(3, 8, 4, 4)
+    stored = io.BytesIO()
+    torch.export.save(torch.export.export(q, (z,), strict=False), stored)
+    stored.seek(0)
+    found = torch.export.load(stored).module()(z)
+    assert torch.equal(found.index, q(z).index) and torch.equal(found.quantized, q(z).quantized)
+
+
 @pytest.mark.parametrize("name", ["fsq", "lfq", "bsq", "vanilla_sphere", "vanilla_vp2"])
 def test_one_compiled_graph_serves_any_batch(name):
     torch._dynamo.reset()

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 import vqkern
+from vqkern.quantizers import EMA, Online, Revival, Table, VectorQuantizer
 
 
 def build(name, **options):
@@ -83,6 +84,34 @@ def test_statistics_of_other_codes_are_forgotten(name):
     fresh.load_codes(other.codes)
     for mine, wanted in zip(q.state_dict().values(), fresh.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, wanted)
+
+
+RULES = {
+    "ema": lambda: EMA(0.9),
+    "online": lambda: Online(),
+    "revival": lambda: Revival(EMA(0.9)),
+    "revival of gradients": lambda: Revival(),
+}
+
+
+@pytest.mark.parametrize("before", RULES)
+@pytest.mark.parametrize("after", RULES)
+def test_statistics_of_another_rule_are_no_statistics(before, after):
+    old, new = (VectorQuantizer(Table(64, 8), update=RULES[rule]()) for rule in (before, after))
+    old.load_codes(torch.randn(64, 8) * 0.1)
+    new.load_state_dict(old.state_dict(), strict=False)
+    codes = new.codes.detach().clone()
+    new(codes + 0.01)
+    assert float((new.codes - codes).detach().norm(dim=1).max()) < 0.5
+
+
+def test_a_load_that_is_refused_forgets_nothing():
+    q = build("ema")
+    q(torch.randn(100, 4))
+    before = q.update.count.clone()
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        q.load_state_dict({"parametrisation.weight": torch.zeros(8, 4)}, strict=False)
+    assert torch.equal(q.update.count, before)
 
 
 def test_a_state_dict_without_codes_leaves_statistics_alone():

@@ -138,7 +138,14 @@ def test_several_pixel_terms_add_up(tmp_path):
 
 @pytest.mark.parametrize(
     ("pixel", "message"),
-    [("l3", "loss.pixel: got 'l3'"), ({"l2": -1.0}, "loss.pixel.l2"), ({}, "loss.pixel: got 'no")],
+    [
+        ("l3", "loss.pixel: got 'l3'"),
+        ({"l2": -1.0}, "loss.pixel.l2"),
+        ({}, "loss.pixel: got 'no"),
+        ({"l2": None}, "loss.pixel.l2: expected a number, got None"),
+        ({"l2": "nan"}, "loss.pixel.l2: expected a number, got 'nan'"),
+        ({"l2": True}, "loss.pixel.l2: expected a number, got True"),
+    ],
 )
 def test_pixel_terms_are_checked(pixel, message):
     with pytest.raises(ValueError, match=message):

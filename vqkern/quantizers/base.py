@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 
 from ..ops.checks import require_float, require_index, require_whole
 from .estimators import Estimator, straight_through
@@ -18,6 +19,10 @@ class QuantizeResult(NamedTuple):
     quantized: Tensor
     index: Tensor
     loss: Tensor
+
+
+# What an exported program gives must have a name that it can be saved under.
+_register_namedtuple(QuantizeResult, serialized_type_name="vqkern.QuantizeResult")
 
 
 class Quantizer(nn.Module):

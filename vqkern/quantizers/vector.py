@@ -68,8 +68,9 @@ class VectorQuantizer(Quantizer):
     def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)
         codes_came = any(key.startswith(prefix + "parametrisation.") for key in state_dict)
-        known = any(key.startswith(prefix + "update.") for key in state_dict)
-        self._codes_came_alone = codes_came and not known
+        statistics = [f"{prefix}update.{name}" for name, _ in self.update.named_buffers()]
+        *_, errors = rest
+        self._loading = codes_came and not all(key in state_dict for key in statistics), errors
 
     @property
     def codebook_size(self) -> int:
@@ -201,6 +202,7 @@ class VectorQuantizer(Quantizer):
 
 
 def _forget_other_codes(quantizer: VectorQuantizer, _incompatible) -> None:
-    """Where codes came without the statistics of a rule, as from a quantizer that has none."""
-    if quantizer._codes_came_alone:
+    """Where codes came without the statistics of their rule, as from a quantizer of another."""
+    codes_came_alone, errors = quantizer.__dict__.pop("_loading", (False, []))
+    if codes_came_alone and not errors:
         quantizer.update.reset()

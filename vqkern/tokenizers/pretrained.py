@@ -63,8 +63,13 @@ def save_pretrained(tokenizer: Tokenizer, folder: str | Path) -> None:
 
 def pretrained_folder(name: str | Path) -> Path:
     """The folder itself, or the tokenizer in the folder of a run."""
-    inside = Path(name) / "tokenizer"
-    return inside if inside.is_dir() else Path(name)
+    folder = Path(name)
+    inside = folder / "tokenizer"
+    if not inside.is_dir() and (folder / "recipe.yaml").is_file():
+        raise ValueError(
+            f"run {str(folder)!r} has no finished tokenizer; the command that began it goes on"
+        )
+    return inside if inside.is_dir() else folder
 
 
 def from_pretrained(folder: str | Path) -> Tokenizer:

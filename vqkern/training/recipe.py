@@ -238,6 +238,9 @@ class Recipe:
 
 
 def _check_numbers(recipe: Recipe) -> None:
+    for name, weight in recipe.loss.pixel_terms.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise ValueError(f"loss.pixel.{name}: expected a number, got {weight!r}")
     data, optim, run, gan = recipe.data, recipe.optim, recipe.run, recipe.loss.adversarial
     for name, value, least in (
         ("quantizer.codebook_size", recipe.quantizer.codebook_size, 1),
