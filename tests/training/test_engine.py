@@ -377,6 +377,8 @@ def test_a_terminal_that_takes_nothing_ends_no_training(tmp_path, monkeypatch):
 
 def test_a_worker_that_dies_costs_nothing_that_is_done(tmp_path, monkeypatch):
     folder = noisy_folder(tmp_path, 6)
+    # Another loader of the process has set torch's handler for good.
+    next(iter(torch.utils.data.DataLoader([1, 2], num_workers=1)))
     update = engine._update
 
     def deadly(state, values):

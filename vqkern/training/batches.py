@@ -200,15 +200,16 @@ def micro_batches(
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
     )
-    before = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
-    if before is not None and threading.current_thread() is threading.main_thread():
-        # torch's raises wherever the training is when a process dies; that of a dead one is missed
-        # at the next batch, where what is done can be saved.
-        signal.signal(signal.SIGCHLD, before)
+    main = threading.current_thread() is threading.main_thread()
+    # torch's handler, of this loader or one before, raises wherever the training is when a process
+    # dies; a dead one is missed at the next batch as well, where what is done can be saved.
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if workers and main else None
     try:
         yield from batches
     finally:
+        if before is not None:
+            signal.signal(signal.SIGCHLD, before)
         # Here and now: the processes ignore the signal by which Python would end them at exit.
         del batches
 
